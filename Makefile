@@ -1,0 +1,36 @@
+# Everything a fresh machine with Python 3.11 and make needs: make permutations, make test.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: permutations test check figures clean
+
+permutations: .venv/.run  ## the paper's schedule-permutation study on the embedded world, about 5 minutes on 2 cores
+	$(BIN)/python -m fisherdyn.sweep permutations $(ARGS)
+
+test: check  ## all that CI runs
+	$(BIN)/python -m pytest
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+figures: .venv/.run  ## the README's figure and table, from data/
+	$(BIN)/python -m paper_figures
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.run: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable '.[tasks,sweep]'
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable '.[tasks,sweep,dev]'
+	@touch $@ .venv/.run
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

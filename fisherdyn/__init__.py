@@ -1,0 +1,39 @@
+"""fisherdyn: how much Fisher information each layer of a model holds while it trains, and which layer to train next."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import analysis, layers, plots, policies, schedule, tasks
+    from .fisher.trace import FisherTrace, fisher_trace
+    from .probe import probe
+    from .schedule import Unfreezing
+    from .train import fit
+
+_HOME = {
+    "FisherTrace": ".fisher.trace",
+    "fisher_trace": ".fisher.trace",
+    "probe": ".probe",
+    "fit": ".train",
+    "Unfreezing": ".schedule",
+}
+_ROOMS = ("analysis", "layers", "plots", "policies", "schedule", "tasks")
+
+__all__ = [*_HOME, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads public names when they are first used, so that analysis and plots need no torch."""
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name], __name__), name)
+        globals()[name] = value  # `probe` is a function and a room: the function wins
+        return value
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'fisherdyn' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""tr(F) per layer: one estimator a file; each answers per-example squared gradient norms, a layer."""

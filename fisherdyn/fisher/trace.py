@@ -1,0 +1,154 @@
+"""fisher_trace(): the front door. Per-layer tr(F) of a model over a loader, with its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..layers import LayerChoice, resolve_layers
+from ..likelihoods import LABELS, Categorical
+from . import hooks, vmap
+from .forward import Batch, device_of, inputs_of, no_trace
+
+METHODS = {"hooks": hooks.squared_norms, "vmap": vmap.squared_norms}
+
+
+@dataclass(frozen=True)
+class FisherTrace:
+    """tr(F) per layer and what it rests on.
+
+    Attributes:
+        layers: names, bottom first.
+        trace: (layers,) the estimate, in nats / (unit of a weight)^2.
+        se: (layers,) its standard error: sd of the per-example values / sqrt(examples).
+        num_params: (layers,).
+        trainable: (layers,) whether any of the layer's parameters has requires_grad.
+        per_example: (examples, layers), for paired comparisons of layers on the same examples.
+        batches: how many were read.
+        estimator: e.g. "hooks/class_mix".
+        likelihood: e.g. "categorical".
+    """
+
+    layers: tuple[str, ...]
+    trace: Tensor
+    se: Tensor
+    num_params: tuple[int, ...]
+    trainable: tuple[bool, ...]
+    per_example: Tensor
+    batches: int
+    estimator: str
+    likelihood: str
+
+    @property
+    def examples(self) -> int:
+        return len(self.per_example)
+
+    def scores(self) -> dict[str, tuple[float, float]]:
+        """Layer -> (tr(F), standard error), as `policies` want it."""
+        return {
+            layer: (t, e) for layer, t, e in zip(self.layers, self.trace.tolist(), self.se.tolist(), strict=True)
+        }
+
+
+def fisher_trace(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    *,
+    layers: LayerChoice = None,
+    labels: str = "class_mix",
+    method: str = "hooks",
+    num_batches: int | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> FisherTrace:
+    """The trace of the Fisher information of each layer,
+
+        tr(F_l) = E_x E_{y ~ p(.|x)} ||grad_{w_l} log p(y|x)||^2,
+
+    by per-example gradients, over the inputs of a loader (its labels are not used).
+
+    Args:
+        model: a classifier: logits (batch, classes), or a HF output with .logits. Measured in evaluation mode; its
+            weights, gradients, buffers, modes and `requires_grad`, every random state and the loader's generators are
+            afterwards as they were. Frozen layers are measured like open ones.
+        loader: batches that are dicts, (inputs, targets) or inputs.
+        layers: see `fisherdyn.layers.resolve_layers`; None finds them.
+        labels: "class_mix" (default), "exact" or "sampled": see `Categorical.cotangents`. All are unbiased; the
+            variance of one example is 0 for "exact", at most 2 tr^2 for "class_mix", unbounded for "sampled".
+        method: "hooks" (Linear, LayerNorm, Embedding; no weight gradients) or "vmap" (any module, more memory).
+        num_batches: read at most this many; None reads the loader to its end.
+        generator: of label noise; default: a new one, seeded 0.
+        progress: show a bar.
+
+    Returns:
+        FisherTrace. Its standard error is over examples, whose values are taken as independent: it covers the spread over
+        inputs and label noise, not the choice of a loader that is not a random sample.
+
+    Cost:
+        A forward pass and, for each cotangent (exact: C - 1, else 1), a backward pass without weight gradients.
+
+    Raises:
+        ValueError: unknown method, labels or layer; no examples; logits or traces that are not finite; a module that the
+            method cannot measure, by its name and with the remedy.
+
+    Source: Liu et al. 2023, "FUN with Fisher", Eqn. 1; Kunstner et al. 2019 on why true labels would not do.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method={method!r}: choose one of {', '.join(METHODS)}")
+    if labels not in LABELS:
+        raise ValueError(f"unknown labels={labels!r}: choose one of {', '.join(LABELS)}")
+    if num_batches is not None and num_batches < 1:
+        raise ValueError(f"expected num_batches of at least 1, got {num_batches}")
+    device = device_of(model)
+    chosen = resolve_layers(model, layers)
+    generator = generator or torch.Generator().manual_seed(0)
+    likelihood = Categorical()
+    values: list[Tensor] = []
+    with no_trace(model, loader), tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=not progress) as bar:
+        for batch in loader:
+            args, kwargs = inputs_of(batch, device)
+
+            def cotangents(logits: Tensor, examples: int = _length(args, kwargs)) -> Iterable[Tensor]:
+                likelihood.check(logits, examples)
+                return likelihood.cotangents(logits, labels, generator)
+
+            values.append(METHODS[method](model, args, kwargs, chosen, cotangents).cpu())
+            bar.update()
+            if len(values) == num_batches:
+                break
+    return _summary(model, chosen, values, f"{method}/{labels}", likelihood.name)
+
+
+def _length(args: tuple[Tensor, ...], kwargs: dict[str, object]) -> int:
+    return len(next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)))
+
+
+def _summary(
+    model: nn.Module, layers: dict[str, tuple[str, ...]], values: list[Tensor], estimator: str, likelihood: str
+) -> FisherTrace:
+    if not values:
+        raise ValueError("the loader gave no batch: expected at least one (a generator can be read only once)")
+    per_example = torch.cat(values)
+    names = tuple(layers)
+    if not torch.isfinite(per_example).all():
+        bad = [name for name, ok in zip(names, torch.isfinite(per_example).all(dim=0).tolist(), strict=True) if not ok]
+        raise ValueError(f"tr(F) is not finite in layer(s) {', '.join(bad)}: gradients overflow there")
+    n = len(per_example)
+    se = per_example.std(dim=0) / math.sqrt(n) if n > 1 else torch.full((len(names),), math.nan, dtype=torch.float64)
+    parameters = [[model.get_parameter(name) for name in group] for group in layers.values()]
+    return FisherTrace(
+        layers=names,
+        trace=per_example.mean(dim=0),
+        se=se,
+        num_params=tuple(sum(p.numel() for p in group) for group in parameters),
+        trainable=tuple(any(p.requires_grad for p in group) for group in parameters),
+        per_example=per_example,
+        batches=len(values),
+        estimator=estimator,
+        likelihood=likelihood,
+    )

@@ -1,0 +1,54 @@
+"""Per-example squared gradient norms by torch.func: any module, no rules, at the price of forming every gradient.
+
+vmap over examples of a vector-Jacobian product. The norm is taken inside the mapped function, so that one chunk's
+gradients, not the whole batch's, are alive at a time. Unbiased given the cotangents. Cost: forward, backward and
+(chunk x parameters) numbers of memory.
+
+Models whose forward pass branches on data (HF's SDPA attention with a 2-D mask) cannot be mapped: load them with
+attn_implementation="eager".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import Layers
+from .forward import count_examples, logits_of
+
+CHUNK = 8
+
+
+def squared_norms(
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Any],
+    layers: Layers,
+    cotangents: Callable[[Tensor], Iterable[Tensor]],
+) -> Tensor:
+    """sum over c of ||J_l^T c||^2 for each example and layer: (examples, layers). As `hooks.squared_norms`."""
+    count_examples(args, kwargs)
+    with torch.no_grad():
+        columns = torch.stack(list(cotangents(logits_of(model(*args, **kwargs)))), dim=1)
+    wanted = {name: model.get_parameter(name).detach() for names in layers.values() for name in names}
+
+    def one_example(args: tuple[Tensor, ...], kwargs: dict[str, Any], columns: Tensor) -> Tensor:
+        def logits(weights: dict[str, Tensor]) -> Tensor:
+            one = {key: v[None] if isinstance(v, Tensor) else v for key, v in kwargs.items()}
+            output = torch.func.functional_call(model, weights, tuple(x[None] for x in args), one)
+            return logits_of(output)[0]
+
+        _, pull_back = torch.func.vjp(logits, wanted)
+        total = torch.zeros(len(layers), dtype=torch.float64, device=columns.device)
+        for column in columns:
+            gradient = pull_back(column)[0]
+            sums = [sum(gradient[name].double().square().sum() for name in names) for names in layers.values()]
+            total = total + torch.stack(sums)
+        return total
+
+    batched = {key: 0 if isinstance(v, Tensor) else None for key, v in kwargs.items()}
+    with torch.no_grad():  # of the outer level only: torch.func differentiates on a level of its own
+        return torch.func.vmap(one_example, in_dims=(0, batched, 0), chunk_size=CHUNK)(args, dict(kwargs), columns)

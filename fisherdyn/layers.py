@@ -1,0 +1,121 @@
+"""Layers: layer name -> the names of its parameters. What tr(F) is summed over, and what a schedule opens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+Layers = dict[str, tuple[str, ...]]
+"""Bottom layer first. A parameter belongs to at most one layer."""
+
+LayerChoice = Mapping[str, tuple[str, ...]] | Callable[[str], str | None] | str | None
+
+_ADAPTER = re.compile(r"\.(\d+)\.(?:.*\.)?adapters\.([^.]+)\.")
+"""How the adapters library names a parameter: the block's number, then the adapter's name."""
+
+
+def resolve_layers(model: nn.Module, choice: LayerChoice = None) -> Layers:
+    """The layers of a model.
+
+    Args:
+        model: any module.
+        choice: None finds them (`find_layers`); a mapping is taken as it is; a function gives each parameter's layer
+            (None to leave it out); a string is a regular expression whose first group is the layer's name.
+
+    Raises:
+        ValueError: nothing is left, a parameter is unknown or in two layers; the message lists what there is.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if choice is None:
+        layers = find_layers(model)
+    elif isinstance(choice, str):
+        pattern = re.compile(choice)
+        if pattern.groups < 1:
+            raise ValueError(f"layers={choice!r}: expected a regular expression with a group that is the layer's name")
+        layers = _group(names, lambda name: m.group(1) if (m := pattern.search(name)) else None)
+    elif callable(choice):
+        layers = _group(names, choice)
+    else:
+        layers = {layer: tuple(parameters) for layer, parameters in choice.items()}
+    return _checked(layers, names)
+
+
+def _group(names: list[str], layer_of: Callable[[str], str | None]) -> Layers:
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        if (layer := layer_of(name)) is not None:
+            layers.setdefault(layer, []).append(name)
+    return {layer: tuple(parameters) for layer, parameters in layers.items()}
+
+
+def _checked(layers: Layers, names: list[str]) -> Layers:
+    known, seen = set(names), {}
+    for layer, parameters in layers.items():
+        if not parameters:
+            raise ValueError(f"layer {layer!r} has no parameters")
+        for name in parameters:
+            if name not in known:
+                raise ValueError(f"layer {layer!r}: the model has no parameter {name!r}; it has {_some(names)}")
+            if name in seen:
+                raise ValueError(f"parameter {name!r} is in two layers, {seen[name]!r} and {layer!r}")
+            seen[name] = layer
+    if not layers:
+        raise ValueError(f"no layer has a parameter: the model's parameters are {_some(names)}")
+    return layers
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "") or "(none)"
+
+
+def find_layers(model: nn.Module) -> Layers:
+    """Adapters by block where there is a trainable one; else the largest repeated stack, what precedes and follows it.
+
+    A model with neither is split into its modules that own parameters.
+    """
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    adapters = {m.group(2) for name in trainable if (m := _ADAPTER.search(name))}
+    if adapters:
+        return adapter_layers(model, *sorted(adapters))
+    stack = _largest_stack(model)
+    if stack is not None:
+        return _stack_layers(model, stack)
+    return _group([name for name, _ in model.named_parameters()], lambda name: name.rpartition(".")[0] or name)
+
+
+def adapter_layers(model: nn.Module, *adapters: str) -> Layers:
+    """One layer a block, named by its number: the parameters of the named adapters of the adapters library."""
+
+    def block(name: str) -> str | None:
+        m = _ADAPTER.search(name)
+        return m.group(1) if m and m.group(2) in adapters else None
+
+    layers = _group([name for name, _ in model.named_parameters()], block)
+    if not layers:
+        raise ValueError(f"no adapter named {' or '.join(map(repr, adapters))} has parameters in this model")
+    return dict(sorted(layers.items(), key=lambda item: int(item[0])))
+
+
+def _largest_stack(model: nn.Module) -> str | None:
+    """The ModuleList of at least two blocks of one class that holds most parameters."""
+    size = {
+        name: sum(p.numel() for p in module.parameters())
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(block) for block in module}) == 1
+    }
+    return max(size, key=size.__getitem__) if size and max(size.values()) > 0 else None
+
+
+def _stack_layers(model: nn.Module, stack: str) -> Layers:
+    inside = re.compile(re.escape(stack) + r"\.(\d+)\.")
+    names = [name for name, _ in model.named_parameters()]
+    last = max(i for i, name in enumerate(names) if inside.match(name))
+
+    def part(i: int, name: str) -> str:
+        m = inside.match(name)
+        return m.group(1) if m else ("head" if i > last else "embeddings")
+
+    where = {name: part(i, name) for i, name in enumerate(names)}
+    return _group(names, where.__getitem__)

@@ -1,0 +1,108 @@
+"""The record: one xarray schema for probes, training runs and sweeps, and the one place that stamps provenance.
+
+Dimensions are run, step, eval_step, layer, loader and target; a dataset has those that apply. It opens with plain xarray.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+VARIABLES: dict[str, tuple[str, str]] = {
+    "fisher_trace": ("trace of the Fisher information, tr(F)", "nat"),
+    "fisher_trace_se": ("standard error of tr(F)", "nat"),
+    "num_params": ("parameters in the layer", "1"),
+    "trainable": ("whether the layer is open", "1"),
+    "train_loss": ("mean training loss since the last record (none before the first)", "nat"),
+    "source_metric": ("accuracy on the source's development set", "1"),
+    "metric": ("accuracy on the target's test set", "1"),
+    "selected": ("step at which the layer opened (-1: never)", "step"),
+    "status": ("whether the run is done", "1"),
+}
+"""Variable -> (long_name, units)."""
+
+COORDINATES: dict[str, tuple[str, str]] = {
+    "layer": ("layer, bottom first", "1"),
+    "loader": ("what the layer was measured on", "1"),
+    "target": ("target set", "1"),
+    "distance": ("distance of the target from the source", "1"),
+    "step": ("optimizer steps taken", "step"),
+    "eval_step": ("optimizer steps taken", "step"),
+    "run": ("run", "1"),
+    "schedule": ("unfreezing schedule", "1"),
+    "seed": ("seed of initial weights and data order", "1"),
+}
+
+
+def build(
+    variables: Mapping[str, tuple[tuple[str, ...], Any]], coords: Mapping[str, Any], attrs: Mapping[str, Any]
+) -> xr.Dataset:
+    """A dataset of known variables, each with its long_name and units, stamped with `provenance`.
+
+    Args:
+        variables: name -> (dimensions, values).
+        coords: as for xr.Dataset.
+        attrs: what made it (estimator, labels, seed, configuration); None values are left out.
+
+    Raises:
+        ValueError: a variable or coordinate that the schema does not know.
+    """
+    unknown = [*(set(variables) - set(VARIABLES)), *(set(coords) - set(COORDINATES))]
+    if unknown:
+        raise ValueError(f"not in the record's schema: {', '.join(sorted(unknown))}")
+    stamped = {**provenance(), **attrs}
+    ds = xr.Dataset(dict(variables), dict(coords), {key: value for key, value in stamped.items() if value is not None})
+    return describe(ds)
+
+
+def describe(ds: xr.Dataset) -> xr.Dataset:
+    """Writes long_name and units on every variable and coordinate; in place, and returned."""
+    for name in (*ds.variables,):
+        long_name, units = {**VARIABLES, **COORDINATES}[str(name)]
+        ds[name].attrs = {"long_name": long_name, "units": units}
+    return ds
+
+
+@cache
+def provenance() -> dict[str, str]:
+    """Versions, revision and machine: what a number depends on beside its configuration. Nothing that tells the time."""
+    packages = ("torch", "transformers", "adapters", "numpy", "xarray")
+    return {
+        "fisherdyn": _version("fisherdyn"),
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "packages": ", ".join(f"{name} {_version(name)}" for name in packages),
+        "machine": platform.machine(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _revision() -> str:
+    """The git revision of a checkout, with "-dirty" where files were changed; "release" for an installed package."""
+    here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return "release"
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def flags(values: Any) -> np.ndarray:
+    """Booleans as int8, which every file format can hold."""
+    return np.asarray(values, dtype=np.int8)

@@ -1,0 +1,145 @@
+"""What a permutation sweep says: a table, the figure, and in words what was found and what was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from .. import analysis, plots
+from .studies import STANDARD, TOP_DOWN
+
+
+def table(ds: xr.Dataset) -> str:
+    """One row a schedule, best transfer first, as Markdown; percentages, with 95 % intervals over seeds."""
+    found = analysis.summarise(ds)
+    by = {name: analysis.by_schedule(found[name]) for name in ("source", "transfer", "peak", "width", "censored")}
+    targets = analysis.by_schedule(found["target_result"]).mean("seed")
+    seeds = by["transfer"].sizes["seed"]
+    ranked = by["transfer"].mean("seed").sortby(by["transfer"].mean("seed"), ascending=False)["schedule"].values
+    rows = [
+        "| schedule | source % | transfer % (95 %) | best language % | worst language % | peak tr(F), nat | width, steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ranked:
+        transfer = analysis.mean_interval(100 * by["transfer"].sel(schedule=name).values)
+        source = float(100 * by["source"].sel(schedule=name).mean())
+        language = 100 * targets.sel(schedule=name)
+        best, worst = language.idxmax("target").item(), language.idxmin("target").item()
+        more = "≥ " if bool((by["censored"].sel(schedule=name) > 0).any()) else ""
+        rows.append(
+            f"| {name} | {source:.1f} | {transfer.estimate:.1f} ± {transfer.half:.1f} "
+            f"| {best} {float(language.max()):.1f} | {worst} {float(language.min()):.1f} "
+            f"| {float(by['peak'].sel(schedule=name).mean()):.3g} "
+            f"| {more}{float(by['width'].sel(schedule=name).mean()):.0f} |"
+        )
+    noun = "seed" if seeds == 1 else "seeds"
+    rows.append("")
+    rows.append(
+        f"{ds.sizes['run']} runs, {seeds} {noun}, {ds.attrs['steps']} steps, k = {ds.attrs['interval']}, "
+        f"lr = {ds.attrs['lr']:g}. Results: mean over the evaluations of the last quarter. Width: at half of the peak"
+        + (", ≥ where the curve does not come down to it." if any("≥" in row for row in rows) else ".")
+    )
+    return "\n".join(rows)
+
+
+def findings(ds: xr.Dataset) -> str:
+    """What the numbers support and what they do not, in words made from the numbers alone."""
+    found = analysis.summarise(ds)
+    transfer = analysis.by_schedule(found["transfer"])
+    names = transfer["schedule"].values.tolist()
+    said = []
+    if STANDARD in names and TOP_DOWN in names:
+        said.append(_compared(found, TOP_DOWN, STANDARD))
+    orders = [name for name in names if name != STANDARD]
+    if len(orders) > 1:
+        said.append(_spread(transfer.sel(schedule=orders)))
+    if len(orders) >= 4:
+        said += [_correlated(found, orders, name, what) for name, what in (("peak", "height"), ("width", "width"))]
+    if STANDARD in names and TOP_DOWN in names:
+        said.append(_hill(found))
+    said.append(_by_distance(ds))
+    return "\n".join(f"- {sentence}" for sentence in said if sentence)
+
+
+def _points(x: analysis.Interval) -> str:
+    if x.n < 2:
+        return f"{100 * x.estimate:+.1f} points (one seed: no interval)"
+    return f"{100 * x.estimate:+.1f} points [{100 * x.low:+.1f}, {100 * x.high:+.1f}], p = {x.p:.2g}, {x.n} seeds"
+
+
+def _compared(found: xr.Dataset, first: str, second: str) -> str:
+    transfer = analysis.paired_difference(found["transfer"], first, second)
+    source = analysis.paired_difference(found["source"], first, second)
+    if transfer.n < 2 or not transfer.excludes_zero:
+        verdict = f"Not found: a difference in transfer between {first} and {second}"
+    else:
+        verdict = f"Found: {first} transfers {'better' if transfer.estimate > 0 else 'worse'} than {second}"
+    return f"{verdict}, paired over seeds: {_points(transfer)}. On the source: {_points(source)}."
+
+
+def _spread(transfer: xr.DataArray) -> str:
+    """Between-schedule spread against what seeds alone would give, by the two-way table without interaction."""
+    seeds = transfer.sizes["seed"]
+    between = float(transfer.mean("seed").std(ddof=1))
+    if seeds < 2:
+        return f"Not answered with one seed: whether the order matters (sd over schedules {100 * between:.1f} points)."
+    residual = transfer - transfer.mean("seed") - transfer.mean("schedule") + transfer.mean()
+    freedom = (transfer.sizes["schedule"] - 1) * (seeds - 1)
+    noise = float(np.sqrt((residual**2).sum() / freedom))
+    ratio = between**2 * seeds / noise**2 if noise > 0 else np.inf
+    p = float(analysis.stats.f.sf(ratio, transfer.sizes["schedule"] - 1, freedom))
+    verdict = "Found: the order matters for transfer" if p < 0.05 else "Not found: an effect of the order on transfer"
+    return (
+        f"{verdict} (sd over schedules {100 * between:.1f} points, of one run around schedule and seed "
+        f"{100 * noise:.1f}; F test p = {p:.2g})."
+    )
+
+
+def _correlated(found: xr.Dataset, orders: list[str], name: str, what: str) -> str:
+    mean = {v: analysis.by_schedule(found[v]).sel(schedule=orders).mean("seed").values for v in (name, "transfer")}
+    rho = analysis.rank_correlation(mean[name], mean["transfer"])
+    if np.isnan(rho.estimate):
+        return f"Not answered: whether the peak's {what} goes with transfer (it is the same in all schedules)."
+    verdict = "Found: the" if rho.p < 0.05 else "Not found: that the"
+    verb = ("goes" if rho.estimate > 0 else "goes against") if rho.p < 0.05 else "goes"
+    link = "" if "against" in verb else " with"
+    return (
+        f"{verdict} {what} of tr(F)'s peak {verb}{link} transfer across the {rho.n} orders: Spearman {rho.estimate:+.2f} "
+        f"[{rho.low:+.2f}, {rho.high:+.2f}], permutation p = {rho.p:.2g}."
+    )
+
+
+def _hill(found: xr.Dataset) -> str:
+    peak = analysis.by_schedule(found["peak"])
+    ratio = analysis.mean_interval(np.log(peak.sel(schedule=TOP_DOWN) / peak.sel(schedule=STANDARD)).values)
+    clear = ratio.n > 1 and ratio.excludes_zero
+    higher = "higher" if ratio.estimate > 0 else "lower"
+    verdict = f"Found: tr(F) per open adapter peaks {higher}" if clear else "Not found: a peak of tr(F) that differs"
+    interval = f" [{np.exp(ratio.low):.2g}, {np.exp(ratio.high):.2g}]" if ratio.n > 1 else " (one seed: no interval)"
+    return f"{verdict} under {TOP_DOWN} than under {STANDARD}: ratio {np.exp(ratio.estimate):.2g}{interval}."
+
+
+def _by_distance(ds: xr.Dataset) -> str:
+    accuracy = analysis.result(ds).mean("run")
+    rho = analysis.rank_correlation(ds["distance"].values, accuracy.values)
+    if np.isnan(rho.estimate):
+        return ""
+    verdict = "Found: transfer falls" if rho.estimate < 0 and rho.p < 0.05 else "Not found: that transfer falls"
+    return (
+        f"{verdict} with a language's distance from the source: Spearman {rho.estimate:+.2f} over {rho.n} languages, "
+        f"permutation p = {rho.p:.2g}."
+    )
+
+
+def write(ds: xr.Dataset, folder: Path) -> list[Path]:
+    """Table and findings as Markdown, the figure as PNG and PDF; the paths."""
+    report = folder / "report.md"
+    report.write_text(f"{table(ds)}\n\n{findings(ds)}\n")
+    figure = plots.figure_4(ds)
+    paths = [folder / "figure-4.png", folder / "figure-4.pdf"]
+    for path in paths:
+        # No date in the file: the same data is the same picture, byte for byte.
+        figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    return [report, *paths]

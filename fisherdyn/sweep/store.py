@@ -1,0 +1,163 @@
+"""Where a sweep is kept: one zarr store, one region a run, `status` written last; then one NetCDF file.
+
+A run counts as done when its status is 1, which is written after all else of it: whatever moment a sweep is killed at,
+repeating the command does again what was not finished, and nothing that was.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import xarray as xr
+
+from .. import record
+from .studies import Run, Settings
+
+PLAN, RUNS, LOCK = "sweep.json", "runs.zarr", ".lock"
+
+
+class SweepStore:
+    """One sweep's folder.
+
+    Args:
+        folder: made if it is not there.
+        study: name of the study, and of the NetCDF file.
+        runs, settings: the plan. A folder that holds another plan is refused.
+
+    Raises:
+        ValueError: the folder is a file, holds something else or another plan, cannot be written, or is in use.
+    """
+
+    def __init__(self, folder: Path, study: str, runs: Sequence[Run], settings: Settings) -> None:
+        self.folder, self.study, self.runs, self.settings = folder, study, list(runs), settings
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--out {folder}: expected a folder, found a file")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder)
+        except OSError as error:
+            raise ValueError(f"--out {folder}: cannot be written ({error.strerror})") from error
+        self._check_plan()
+
+    @property
+    def _zarr(self) -> Path:
+        return self.folder / RUNS
+
+    def _check_plan(self) -> None:
+        plan = {
+            "study": self.study,
+            "settings": self.settings.asdict(),
+            "runs": [[run.schedule, list(run.order), run.seed] for run in self.runs],
+        }
+        path = self.folder / PLAN
+        if not path.exists():
+            if self._zarr.exists():
+                raise ValueError(f"--out {self.folder}: holds {RUNS} but no {PLAN}; choose another folder")
+            _write_whole(path, json.dumps(plan, indent=1) + "\n")
+            return
+        try:
+            kept = json.loads(path.read_text())
+            differing = [key for key in plan if kept[key] != plan[key]]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"--out {self.folder}: {PLAN} is damaged; choose another folder or delete this one") from None
+        if differing:
+            raise ValueError(
+                f"--out {self.folder}: holds a sweep with other {' and '.join(differing)} (see {PLAN}); repeat that command "
+                "or choose another folder"
+            )
+
+    def done(self) -> np.ndarray:
+        """Which runs are finished: bool (runs,)."""
+        if not self._zarr.exists():
+            return np.zeros(len(self.runs), dtype=bool)
+        try:
+            with xr.open_zarr(self._zarr) as ds:
+                return ds["status"].values == 1
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{self._zarr}: damaged ({error}); delete it and repeat the command") from error
+
+    def write(self, index: int, ds: xr.Dataset) -> None:
+        """Keeps one run: its variables first, then its status."""
+        if not self._zarr.exists():
+            self._create(ds)
+        region = {"run": slice(index, index + 1)}
+        by_run = [name for name in ds.data_vars if name not in _SHARED]
+        one = ds[by_run].drop_vars(ds.coords).expand_dims("run")
+        one.to_zarr(self._zarr, region=region, consolidated=False)
+        status = xr.Dataset({"status": ("run", np.ones(1, dtype=np.int8))})
+        status.to_zarr(self._zarr, region=region, consolidated=False)
+
+    def _create(self, first: xr.Dataset) -> None:
+        """The empty store, shaped as the first finished run, one chunk a run; it appears whole or not at all."""
+        n = len(self.runs)
+        variables: dict[str, Any] = {"status": (("run",), np.zeros(n, dtype=np.int8))}
+        encoding: dict[str, Any] = {"status": {"chunks": (1,)}}
+        for name, values in first.data_vars.items():
+            if name in _SHARED:
+                variables[str(name)] = (values.dims, values.values)
+                continue
+            shape = (n, *values.shape)
+            fill = np.nan if values.dtype.kind == "f" else -1
+            variables[str(name)] = (("run", *values.dims), np.full(shape, fill, dtype=values.dtype))
+            encoding[str(name)] = {"chunks": (1, *values.shape)}
+        coords = {
+            **{name: (coord.dims, coord.values) for name, coord in first.coords.items()},
+            "run": np.arange(n),
+            "schedule": ("run", [run.schedule for run in self.runs]),
+            "seed": ("run", [run.seed for run in self.runs]),
+        }
+        own = ("policy", "seed", "interval", "steps", "lr")
+        attrs = {key: value for key, value in first.attrs.items() if key not in own}
+        template = record.build(variables, coords, {**attrs, "study": self.study, **self.settings.asdict()})
+        making = self.folder / f".{RUNS}.making"
+        shutil.rmtree(making, ignore_errors=True)
+        template.to_zarr(making, encoding=encoding, consolidated=False, zarr_format=3)
+        making.rename(self._zarr)
+
+    def read(self) -> xr.Dataset:
+        """The runs that are finished, in memory."""
+        with xr.open_zarr(self._zarr, consolidated=False) as ds:
+            return ds.isel(run=np.flatnonzero(ds["status"].values == 1)).load()
+
+    def publish(self) -> Path:
+        """Writes the whole dataset as one NetCDF file and returns its path."""
+        path = self.folder / f"{self.study}.nc"
+        part = path.with_suffix(".nc.part")
+        ds = self.read()
+        for variable in ds.variables.values():
+            variable.encoding = {}
+        ds.to_netcdf(part)
+        part.rename(path)
+        return path
+
+
+_SHARED = ("num_params",)
+"""Variables that are the same in every run."""
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.rename(path)
+
+
+def _lock(folder: Path) -> TextIO:
+    """Held until the process ends, however it ends; a second sweep on the folder is told."""
+    handle = (folder / LOCK).open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        holder = handle.read().strip() or "unknown"
+        raise ValueError(f"--out {folder}: another sweep (process {holder}) is writing here; wait or stop it") from None
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle

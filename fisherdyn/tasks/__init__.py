@@ -1,0 +1,53 @@
+"""Tasks: a model, loaders and metrics, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ..layers import Layers
+from ..train import Metric
+
+Loader = Iterable[dict[str, Tensor]]
+
+
+class Task(Protocol):
+    """What a study needs to know of a task; everything random in it comes from a seed."""
+
+    name: str
+    source: str
+    distances: Mapping[str, float]
+    """Target -> its distance from the source, in the order of evaluation."""
+
+    def build_model(self, seed: int) -> nn.Module: ...
+    def layers(self, model: nn.Module) -> Layers: ...
+    def train_loader(self, seed: int) -> Loader: ...
+    def probe_loader(self) -> Loader: ...
+    def evaluate_source(self) -> Metric: ...
+    def evaluate(self) -> dict[str, Metric]: ...
+
+
+@dataclass(frozen=True)
+class _Entry:
+    module: str
+    factory: str
+
+
+REGISTRY = {"world": _Entry(".world.task", "InferenceTask")}
+
+
+def load(name: str, **options: Any) -> Task:
+    """A task by its name.
+
+    Raises:
+        ValueError: there is no such task; the message lists those there are.
+    """
+    if name not in REGISTRY:
+        raise ValueError(f"unknown task {name!r}: choose one of {', '.join(REGISTRY)}")
+    entry = REGISTRY[name]
+    factory: Callable[..., Task] = getattr(import_module(entry.module, __name__), entry.factory)
+    return factory(**options)

@@ -1,0 +1,57 @@
+"""The task: does the second sentence follow from the first (entailment), exclude it (contradiction), or neither?
+
+Labels are computed from the relation of the two meanings and from which of them is negated (`LABELS`), so that
+negation turns monotonicity round: "a big dog eats" entails "a dog eats", and "no dog eats" entails "no big dog eats".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import concepts as c
+from . import grammar as g
+from .languages import Languages, pack_pairs
+
+CLASSES = ("entailment", "neutral", "contradiction")
+ENTAILMENT, NEUTRAL, CONTRADICTION = range(3)
+
+_E, _N, _C = range(3)
+LABELS = np.array(
+    # equal forward reverse disjoint independent
+    [
+        [_E, _E, _N, _C, _N],  # p,     q
+        [_C, _C, _N, _E, _N],  # p,     not q
+        [_C, _N, _C, _N, _N],  # not p, q
+        [_E, _N, _E, _N, _N],  # not p, not q
+    ]
+)
+"""(2 * first negated + second negated, relation) -> class."""
+
+_WEIGHT = np.array([0.1, 1.0, 1.0, 1.0, 1.0])[None, :] * np.array([1.0, 0.4, 0.4, 0.4])[:, None]
+"""How often each cell of LABELS is drawn within its class: copies and negations are rarer."""
+
+
+def sample_pairs(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Premises (n, SLOTS), hypotheses (n, SLOTS) and labels (n,), the three classes equally likely."""
+    label = rng.integers(len(CLASSES), size=n)
+    cell = np.empty(n, dtype=np.int64)
+    for k in range(len(CLASSES)):
+        cells = np.flatnonzero(LABELS.ravel() == k)
+        weight = _WEIGHT.ravel()[cells]
+        rows = label == k
+        cell[rows] = rng.choice(cells, size=rows.sum(), p=weight / weight.sum())
+    negated, relation = np.divmod(cell, len(g.RELATIONS))
+    premise, hypothesis = g.sample_related(n, relation, rng)
+    premise[:, g.NEG] = np.where(negated // 2, c.ID[c.NEGATION], 0)
+    hypothesis[:, g.NEG] = np.where(negated % 2, c.ID[c.NEGATION], 0)
+    return premise, hypothesis, label
+
+
+def make_split(
+    languages: Languages, code: str, n: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """n examples in one language: input_ids, token_type_ids, attention_mask (n, T) and labels (n,)."""
+    premise, hypothesis, label = sample_pairs(n, rng)
+    row = languages.index(code)
+    packed = pack_pairs(languages.speak(premise, row), languages.speak(hypothesis, row))
+    return {**packed, "labels": label}

@@ -1,0 +1,181 @@
+"""Make the shipped encoder and its language adapters: `python -m fisherdyn.tasks.world.pretrain`.
+
+First a BERT of 12 layers learns masked words and next sentences in all ten languages at once; then, with it frozen, one
+MAD-X language adapter a language learns masked words in that language alone (Pfeiffer et al. 2020, "MAD-X"). No label
+of any task is seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import adapters
+import numpy as np
+import torch
+import transformers
+from adapters import SeqBnConfig
+from safetensors.torch import save_file
+from tqdm import tqdm
+from transformers import BertConfig, BertForPreTraining, get_linear_schedule_with_warmup
+
+from . import grammar as g
+from .corpus import Corpus
+from .encoder import ENCODER, LANGUAGE_REDUCTION, RECIPE, WEIGHTS, adapter_state, language_file
+from .languages import LANGUAGES, PAD, Languages, pack_pairs
+
+PEAK_LR, WARMUP, BATCH, WORLD_SEED = 2e-3, 150, 64, 0
+
+
+def build_encoder(languages: Languages, layers: int = 12, hidden: int = 64) -> BertForPreTraining:
+    """An untrained BERT (pre-norm it is not: HF's own), without dropout: text is never repeated here."""
+    return BertForPreTraining(
+        BertConfig(
+            vocab_size=len(languages.vocabulary),
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            intermediate_size=2 * hidden,
+            max_position_embeddings=32,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            pad_token_id=PAD,
+            attn_implementation="eager",
+        )
+    )
+
+
+def batches(corpus: Corpus, steps: int, batch: int, seed: list[int]) -> Iterator[dict[str, torch.Tensor]]:
+    """`steps` fresh batches of a corpus, as tensors."""
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        yield {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in corpus.batch(batch, rng).items()}
+
+
+def train(
+    model: torch.nn.Module, text: Iterator[dict[str, torch.Tensor]], steps: int, lr: float, title: str
+) -> list[float]:
+    """AdamW with warm-up and linear decay over whatever is trainable; the loss of every step."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98))
+    schedule = get_linear_schedule_with_warmup(optimizer, min(WARMUP, steps // 4), steps)
+    model.train()
+    losses = []
+    for batch in (bar := tqdm(text, total=steps, desc=title, mininterval=5)):
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if len(losses) % 20 == 0:
+            bar.set_postfix(loss=f"{np.mean(losses[-100:]):.3f}", refresh=False)
+    return losses
+
+
+def train_language_adapter(encoder: BertForPreTraining, corpus: Corpus, code: str, steps: int, batch: int) -> float:
+    """Adds and trains the adapter `code` in place; everything else stays frozen. The mean loss of the last tenth."""
+    encoder.add_adapter(code, config=SeqBnConfig(reduction_factor=LANGUAGE_REDUCTION))
+    encoder.train_adapter(code)
+    encoder.cls.requires_grad_(False)
+    row = corpus.languages.index(code)
+    losses = train(encoder, batches(corpus, steps, batch, [WORLD_SEED, 3, row]), steps, 1e-3, f"adapter {code}")
+    return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+@torch.no_grad()
+def retrieval(encoder: BertForPreTraining, languages: Languages, n: int = 500, layer: int = 8) -> dict[str, float]:
+    """How often a sentence's nearest neighbour (cosine, mean-pooled layer 8) in the source is its translation, 0 to 1."""
+    meanings = g.sample_meanings(n, np.random.default_rng([WORLD_SEED, 4]))
+    nothing = np.zeros((n, 0), dtype=np.int64)
+    encoder.eval()
+
+    def embed(row: int) -> torch.Tensor:
+        packed = {k: torch.from_numpy(v) for k, v in pack_pairs(languages.speak(meanings, row), nothing).items()}
+        hidden = encoder(**packed, output_hidden_states=True).hidden_states[layer]
+        mask = packed["attention_mask"][..., None]
+        return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+    source = embed(0)
+    found = {}
+    for row in range(1, len(languages.codes)):
+        nearest = (embed(row) @ source.T).argmax(1)
+        # Different meanings can be the same sentence (a fact has no number): compare the sentences, not the rows.
+        said = languages.speak(meanings, 0)
+        found[languages.codes[row]] = float((said[nearest.numpy()] == said).all(1).mean())
+    return found
+
+
+def environment() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "adapters": adapters.__version__,
+        "numpy": np.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fisherdyn.tasks.world.pretrain", description=__doc__)
+    parser.add_argument("--steps", type=int, default=8000, help="steps of the encoder (default: %(default)s)")
+    parser.add_argument("--adapter-steps", type=int, default=600, help="steps a language adapter (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights and text (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (%(default)s)")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write (default: the shipped one)")
+    args = parser.parse_args(argv)
+    if min(args.steps, args.adapter_steps, args.threads) < 1:
+        parser.error("--steps, --adapter-steps and --threads must be at least 1")
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    started = time.time()
+    languages = Languages(WORLD_SEED)
+    encoder = build_encoder(languages)
+    losses = train(
+        encoder, batches(Corpus(languages), args.steps, BATCH, [args.seed, 2]), args.steps, PEAK_LR, "encoder"
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    state = {name: w.contiguous() for name, w in encoder.state_dict().items() if name not in tied}
+    save_file(state, args.out / ENCODER)
+    encoder.config.save_pretrained(args.out)
+    seconds = {"encoder": round(time.time() - started)}
+    aligned = retrieval(encoder, languages)
+
+    adapters.init(encoder)
+    adapter_loss = {}
+    for language in LANGUAGES:
+        corpus = Corpus(languages, only=language.code)
+        adapter_loss[language.code] = train_language_adapter(
+            encoder, corpus, language.code, args.adapter_steps, BATCH
+        )
+        save_file(adapter_state(encoder, language.code), args.out / language_file(language.code))
+    seconds["adapters"] = round(time.time() - started) - seconds["encoder"]
+
+    recipe = {
+        "command": "python -m fisherdyn.tasks.world.pretrain " + " ".join(sys.argv[1:] if argv is None else argv),
+        "seed": args.seed,
+        "world_seed": WORLD_SEED,
+        "steps": args.steps,
+        "adapter_steps": args.adapter_steps,
+        "seconds": seconds,
+        "final_loss": float(np.mean(losses[-max(1, args.steps // 10) :])),
+        "adapter_loss": adapter_loss,
+        "retrieval_at_1_of_500": aligned,
+        "environment": environment(),
+    }
+    (args.out / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
+    print(json.dumps(recipe, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
