@@ -51,7 +51,8 @@ def _group(names: list[str], layer_of: Callable[[str], str | None]) -> Layers:
 
 
 def _checked(layers: Layers, names: list[str]) -> Layers:
-    known, seen = set(names), {}
+    known = set(names)
+    seen: dict[str, str] = {}
     for layer, parameters in layers.items():
         if not parameters:
             raise ValueError(f"layer {layer!r} has no parameters")

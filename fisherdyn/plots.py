@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +15,7 @@ from . import analysis
 
 ACL_COLUMN, ACL_PAGE = 3.03, 6.3
 """Widths in inches of a column and of a page's text."""
-STYLE = {
+STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -45,7 +46,7 @@ def curves(ax: Axes, values: xr.DataArray, groups: dict[str, list[str]], *, norm
         found[label] = (per_seed.mean("seed"), error)
     scale = max(float(mean.max()) for mean, _ in found.values()) if normalise else 1.0
     for i, (label, (mean, error)) in enumerate(found.items()):
-        look = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+        look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
         ax.plot(mean["step"], mean / scale, label=label, **look)
         if error is not None:
             low, high = (mean - error) / scale, (mean + error) / scale
@@ -60,7 +61,7 @@ def transfer_groups(summary: xr.Dataset, most: int = len(COLOURS)) -> dict[str, 
     by_name = dict(zip(mean["schedule"].values.tolist(), mean.values.tolist(), strict=True))
     found = analysis.groups(by_name)
     if len(found) > most:
-        found = [*found[: most - 1], sum(found[most - 1 :], [])]
+        found = [*found[: most - 1], [name for names in found[most - 1 :] for name in names]]
     return {_group_label([by_name[name] for name in names], names): names for names in found}
 
 
@@ -84,14 +85,14 @@ def figure_4(ds: xr.Dataset) -> Figure:
         ds: the record of a permutation sweep.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(ACL_PAGE, 2.6), layout="constrained")
+        figure = Figure(figsize=(ACL_PAGE, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         groups = transfer_groups(analysis.summarise(ds))
         curves(left, analysis.learning_curve(ds), groups, normalise=True)
-        left.set_ylabel("tr(F) per open adapter, over the largest")
+        left.set_ylabel("tr(F) per open adapter (max = 1)")
         left.set_ylim(bottom=0)
         curves(right, 100 * ds["source_metric"], groups)
-        right.set_ylabel("source development accuracy (%)")
+        right.set_ylabel("source dev. accuracy (%)")
         handles, labels = left.get_legend_handles_labels()
         figure.legend(
             handles, labels, title="mean transfer, % (schedules)", loc="outside lower center", ncols=min(3, len(labels))
@@ -107,7 +108,7 @@ def transfer_by_distance(ax: Axes, ds: xr.Dataset, schedules: Sequence[str]) -> 
         one = table.sel(schedule=name)
         n = one.sizes["seed"]
         error = one.std("seed", ddof=1) / np.sqrt(n) if n > 1 else None
-        look = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+        look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
         ax.errorbar(one["distance"], one.mean("seed"), yerr=error, label=name, marker="o", markersize=3, **look)
     mean = table.mean(("schedule", "seed"))
     for x, y, name in zip(mean["distance"].values, mean.values, mean["target"].values, strict=True):

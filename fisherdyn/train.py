@@ -112,7 +112,9 @@ def _forever(loader: Iterable[dict[str, Tensor]], device: torch.device) -> Itera
             empty = False
             yield {name: value.to(device) for name, value in batch.items()}
         if empty:
-            raise ValueError("train_loader gave no batch: expected one that can be read again and again (not a generator)")
+            raise ValueError(
+                "train_loader gave no batch: expected one that can be read again and again (not a generator)"
+            )
 
 
 class _Log:
@@ -162,9 +164,9 @@ class _Log:
             self.metrics.append([metric(model) for metric in self.targets.values()])
 
     def dataset(self, unfreezing: Unfreezing, attrs: dict[str, Any]) -> xr.Dataset:
-        assert self.last is not None  # noqa: S101 - the last step is always recorded
+        assert self.last is not None
         opened = {layer: step for step, layers in unfreezing.decisions for layer in layers}
-        over = {name: ("step", "layer") for name in ("fisher_trace", "fisher_trace_se", "trainable")}
+        over = dict.fromkeys(("fisher_trace", "fisher_trace_se", "trainable"), ("step", "layer"))
         variables: dict[str, tuple[tuple[str, ...], Any]] = {
             name: (over.get(name, ("step",)), np.array(rows)) for name, rows in self.rows.items()
         }

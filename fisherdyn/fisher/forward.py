@@ -46,7 +46,9 @@ def logits_of(output: Any) -> Tensor:
         found = output[0]
     found = output if found is None else found
     if not isinstance(found, Tensor):
-        raise TypeError(f"expected a model that returns logits (a tensor, or an output with .logits), got {type(output)}")
+        raise TypeError(
+            f"expected a model that returns logits (a tensor, or an output with .logits), got {type(output)}"
+        )
     return found
 
 
@@ -58,7 +60,11 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def _generators(loader: Iterable) -> list[torch.Generator]:
-    owners = [loader, getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)]
+    owners = [
+        loader,
+        getattr(loader, "sampler", None),
+        getattr(getattr(loader, "batch_sampler", None), "sampler", None),
+    ]
     found = [getattr(owner, "generator", None) for owner in owners]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 

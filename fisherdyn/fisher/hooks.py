@@ -128,7 +128,9 @@ class Tape:
         except RuntimeError as error:
             if "appears to not have been used" not in str(error):
                 raise
-            raise ValueError(f"some of {', '.join(self.edges)} do not reach the logits; leave out their layers") from None
+            raise ValueError(
+                f"some of {', '.join(self.edges)} do not reach the logits; leave out their layers"
+            ) from None
         found = {}
         for name, module in self.modules.items():
             wide_in, wide_out = feature_dims(module)

@@ -50,9 +50,7 @@ class FisherTrace:
 
     def scores(self) -> dict[str, tuple[float, float]]:
         """Layer -> (tr(F), standard error), as `policies` want it."""
-        return {
-            layer: (t, e) for layer, t, e in zip(self.layers, self.trace.tolist(), self.se.tolist(), strict=True)
-        }
+        return {layer: (t, e) for layer, t, e in zip(self.layers, self.trace.tolist(), self.se.tolist(), strict=True)}
 
 
 def fisher_trace(

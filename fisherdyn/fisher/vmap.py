@@ -41,7 +41,7 @@ def squared_norms(
             output = torch.func.functional_call(model, weights, tuple(x[None] for x in args), one)
             return logits_of(output)[0]
 
-        _, pull_back = torch.func.vjp(logits, wanted)
+        pull_back = torch.func.vjp(logits, wanted)[1]
         total = torch.zeros(len(layers), dtype=torch.float64, device=columns.device)
         for column in columns:
             gradient = pull_back(column)[0]

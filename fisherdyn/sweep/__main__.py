@@ -108,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         store = SweepStore(args.out, args.study, runs, settings)
         opening = settings.interval * 11
         if opening > 0.6 * settings.steps:
-            print(f"note: the last layer opens at step {opening} of {settings.steps}: little or no time to train with all open")
+            print(
+                f"note: the last layer opens at step {opening} of {settings.steps}: little or no time to train with all open"
+            )
         failed = run(store, args.workers)
     except ValueError as error:
         parser.error(str(error))

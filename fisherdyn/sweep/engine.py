@@ -87,7 +87,7 @@ def _start_worker() -> None:
     """Workers leave Ctrl-C to the parent, and end when it does, even by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    assert parent is not None  # noqa: S101 - a worker has one
+    assert parent is not None
 
     def watch() -> None:
         wait([parent.sentinel])

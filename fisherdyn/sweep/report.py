@@ -113,7 +113,7 @@ def _correlated(found: xr.Dataset, orders: list[str], name: str, what: str) -> s
 
 def _hill(found: xr.Dataset) -> str:
     peak = analysis.by_schedule(found["peak"])
-    ratio = analysis.mean_interval(np.log(peak.sel(schedule=TOP_DOWN) / peak.sel(schedule=STANDARD)).values)
+    ratio = analysis.mean_interval(np.log((peak.sel(schedule=TOP_DOWN) / peak.sel(schedule=STANDARD)).values))
     clear = ratio.n > 1 and ratio.excludes_zero
     higher = "higher" if ratio.estimate > 0 else "lower"
     verdict = f"Found: tr(F) per open adapter peaks {higher}" if clear else "Not found: a peak of tr(F) that differs"

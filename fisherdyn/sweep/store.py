@@ -66,7 +66,9 @@ class SweepStore:
             kept = json.loads(path.read_text())
             differing = [key for key in plan if kept[key] != plan[key]]
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"--out {self.folder}: {PLAN} is damaged; choose another folder or delete this one") from None
+            raise ValueError(
+                f"--out {self.folder}: {PLAN} is damaged; choose another folder or delete this one"
+            ) from None
         if differing:
             raise ValueError(
                 f"--out {self.folder}: holds a sweep with other {' and '.join(differing)} (see {PLAN}); repeat that command "
@@ -108,7 +110,7 @@ class SweepStore:
             variables[str(name)] = (("run", *values.dims), np.full(shape, fill, dtype=values.dtype))
             encoding[str(name)] = {"chunks": (1, *values.shape)}
         coords = {
-            **{name: (coord.dims, coord.values) for name, coord in first.coords.items()},
+            **{str(name): (coord.dims, coord.values) for name, coord in first.coords.items()},
             "run": np.arange(n),
             "schedule": ("run", [run.schedule for run in self.runs]),
             "seed": ("run", [run.seed for run in self.runs]),

@@ -1,8 +1,8 @@
 """Pretraining text: unlabelled pairs of sentences in all languages, masked, with a next-sentence bit.
 
 A document is two sentences of which the second goes on from the first: it repeats it with something left out, added or
-replaced, whatever the relation (never told). A quarter of the pairs cross languages (half of those are translations), a
-quarter switch languages from word to word, and a tenth of the sentences are facts ("dog is animal"). The next-sentence
+replaced, whatever the relation (never told). Most pairs cross languages, and most of those are translations; in many
+pairs words are switched from language to language; some first sentences are facts ("dog is animal"). The next-sentence
 bit says whether the second sentence belongs to the first or comes from another document that shares some of its words.
 
 No class of the inference task is ever shown: the bit is the same for all three alike.
@@ -15,23 +15,25 @@ import numpy as np
 from . import grammar as g
 from .languages import COLUMNS, MASK, PAD, SEP, SPECIAL_TOKENS, Languages, pack_pairs
 
-CROSS_LANGUAGE, CODE_SWITCHED, SWITCHED_WORDS, FACTS, TRANSLATIONS = 0.25, 0.25, 0.3, 0.1, 0.5
+CROSS_LANGUAGE, TRANSLATIONS, CODE_SWITCHED, SWITCHED_WORDS, FACTS = 0.7, 0.8, 0.4, 0.4, 0.08
 
 
 IS_NEXT, NOT_NEXT, IGNORED = 0, 1, -100
 """BERT's own convention for the next-sentence label."""
 
 
-def sample_documents(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sample_documents(
+    n: int, rng: np.random.Generator, broken: float = 0.5
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First and second meanings (n, SLOTS) and their next-sentence label (n,): IGNORED after a fact."""
     relation = rng.choice([g.FORWARD, g.REVERSE, g.DISJOINT, g.INDEPENDENT], size=n)
     first, second = g.sample_related(n, relation, rng)
     for meanings in (first, second):
         meanings[:, g.NEG] = np.where(rng.random(n) < 0.25, g.c.ID[g.c.NEGATION], 0)
-    belongs = rng.random(n) < 0.5
+    belongs = rng.random(n) >= broken
     other = g.sample_meanings(n, rng)
     for slot in g.HEADS:
-        keep = rng.random(n) < 0.3
+        keep = rng.random(n) < 0.5
         other[keep, slot] = second[keep, slot]
     second = np.where(belongs[:, None], second, other)
     fact = rng.random(n) < FACTS
@@ -53,9 +55,9 @@ class Corpus:
         self.rows = np.arange(len(share)) if only is None else np.array([languages.index(only)])
         self.share = share[self.rows] / share[self.rows].sum()
 
-    def batch(self, n: int, rng: np.random.Generator, mask: float = 0.2) -> dict[str, np.ndarray]:
+    def batch(self, n: int, rng: np.random.Generator, mask: float = 0.2, broken: float = 0.5) -> dict[str, np.ndarray]:
         """input_ids, token_type_ids, attention_mask, labels (n, T; -100 where unmasked), next_sentence_label (n,)."""
-        first, second, next_label = sample_documents(n, rng)
+        first, second, next_label = sample_documents(n, rng, broken)
         language = rng.choice(self.rows, size=(n, 2), p=self.share)
         cross = (rng.random(n) < CROSS_LANGUAGE) & (len(self.rows) > 1)
         language[:, 1] = np.where(cross, language[:, 1], language[:, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import adapters
 import torch
@@ -11,7 +12,7 @@ from adapters.composition import Stack
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from .languages import LANGUAGES
 
@@ -26,7 +27,7 @@ def language_file(code: str) -> str:
     return f"language-{code}.safetensors"
 
 
-def adapter_state(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+def adapter_state(model: PreTrainedModel, name: str) -> dict[str, torch.Tensor]:
     """The weights of one adapter, by their names in the encoder."""
     state = model.base_model.state_dict()
     return {key: weight.contiguous() for key, weight in state.items() if f".adapters.{name}." in key}
@@ -101,6 +102,6 @@ def build_madx(
     return model
 
 
-def set_language(model: nn.Module, code: str) -> None:
+def set_language(model: Any, code: str) -> None:
     """Swaps the language adapter under the task adapter: zero-shot transfer is this one line."""
     model.set_active_adapters(Stack(code, TASK_ADAPTER))

@@ -47,9 +47,7 @@ def sample_pairs(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
     return premise, hypothesis, label
 
 
-def make_split(
-    languages: Languages, code: str, n: int, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def make_split(languages: Languages, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """n examples in one language: input_ids, token_type_ids, attention_mask (n, T) and labels (n,)."""
     premise, hypothesis, label = sample_pairs(n, rng)
     row = languages.index(code)

@@ -21,6 +21,7 @@ import torch
 import transformers
 from adapters import SeqBnConfig
 from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import BertConfig, BertForPreTraining, get_linear_schedule_with_warmup
 
@@ -29,11 +30,15 @@ from .corpus import Corpus
 from .encoder import ENCODER, LANGUAGE_REDUCTION, RECIPE, WEIGHTS, adapter_state, language_file
 from .languages import LANGUAGES, PAD, Languages, pack_pairs
 
-PEAK_LR, WARMUP, BATCH, WORLD_SEED = 2e-3, 150, 64, 0
+PEAK_LR, WARMUP, BATCH, WORLD_SEED = 2e-3, 150, 128, 0
+MASKED, SORTED = 0.25, 8
+NEXT_SENTENCE_FROM = 0.7
+"""Share of the encoder's steps after which half of the second sentences come from other documents."""
+ADAPTER_LR, ADAPTER_BATCH = 1e-3, 64
 
 
-def build_encoder(languages: Languages, layers: int = 12, hidden: int = 64) -> BertForPreTraining:
-    """An untrained BERT (pre-norm it is not: HF's own), without dropout: text is never repeated here."""
+def build_encoder(languages: Languages, layers: int = 12, hidden: int = 64, init: float = 0.04) -> BertForPreTraining:
+    """An untrained BERT, without dropout: text is never repeated here."""
     return BertForPreTraining(
         BertConfig(
             vocab_size=len(languages.vocabulary),
@@ -45,29 +50,51 @@ def build_encoder(languages: Languages, layers: int = 12, hidden: int = 64) -> B
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             pad_token_id=PAD,
+            initializer_range=init,
             attn_implementation="eager",
         )
     )
 
 
-def batches(corpus: Corpus, steps: int, batch: int, seed: list[int]) -> Iterator[dict[str, torch.Tensor]]:
-    """`steps` fresh batches of a corpus, as tensors."""
+def batches(
+    corpus: Corpus, steps: int, batch: int, seed: list[int], next_sentence_from: float = 0.0
+) -> Iterator[dict[str, torch.Tensor]]:
+    """`steps` fresh batches as tensors, each of pairs of similar length (`SORTED` batches are drawn and sorted at once).
+
+    Up to the share `next_sentence_from` of the steps all second sentences belong to the first.
+    """
     rng = np.random.default_rng(seed)
-    for _ in range(steps):
-        yield {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in corpus.batch(batch, rng).items()}
+    for first in range(0, steps, SORTED):
+        broken = 0.5 if first >= next_sentence_from * steps else 0.0
+        drawn = corpus.batch(batch * SORTED, rng, MASKED, broken)
+        length = drawn["attention_mask"].sum(axis=1)
+        order = np.argsort(length, kind="stable").reshape(SORTED, batch)
+        for rows in rng.permutation(order)[: steps - first]:
+            longest = length[rows].max()
+            one = {name: a[rows, :longest] if a.ndim == 2 else a[rows] for name, a in drawn.items()}
+            yield {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in one.items()}
+
+
+def pretraining_loss(model: BertForPreTraining, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy of masked words plus that of the next-sentence bit; words are scored at masked positions only."""
+    inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
+    hidden, pooled = model.bert(**inputs)[:2]
+    masked = batch["labels"] >= 0
+    words, is_next = model.cls.predictions(hidden[masked]), model.cls.seq_relationship(pooled)
+    return cross_entropy(words, batch["labels"][masked]) + cross_entropy(is_next, batch["next_sentence_label"])
 
 
 def train(
-    model: torch.nn.Module, text: Iterator[dict[str, torch.Tensor]], steps: int, lr: float, title: str
+    model: BertForPreTraining, text: Iterator[dict[str, torch.Tensor]], steps: int, lr: float, title: str
 ) -> list[float]:
     """AdamW with warm-up and linear decay over whatever is trainable; the loss of every step."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, min(WARMUP, steps // 4), steps)
     model.train()
     losses = []
     for batch in (bar := tqdm(text, total=steps, desc=title, mininterval=5)):
-        loss = model(**batch).loss
+        loss = pretraining_loss(model, batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -85,7 +112,7 @@ def train_language_adapter(encoder: BertForPreTraining, corpus: Corpus, code: st
     encoder.train_adapter(code)
     encoder.cls.requires_grad_(False)
     row = corpus.languages.index(code)
-    losses = train(encoder, batches(corpus, steps, batch, [WORLD_SEED, 3, row]), steps, 1e-3, f"adapter {code}")
+    losses = train(encoder, batches(corpus, steps, batch, [WORLD_SEED, 3, row]), steps, ADAPTER_LR, f"adapter {code}")
     return float(np.mean(losses[-max(1, steps // 10) :]))
 
 
@@ -125,10 +152,10 @@ def environment() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fisherdyn.tasks.world.pretrain", description=__doc__)
-    parser.add_argument("--steps", type=int, default=8000, help="steps of the encoder (default: %(default)s)")
-    parser.add_argument("--adapter-steps", type=int, default=600, help="steps a language adapter (%(default)s)")
+    parser.add_argument("--steps", type=int, default=7500, help="steps of the encoder (default: %(default)s)")
+    parser.add_argument("--adapter-steps", type=int, default=300, help="steps a language adapter (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and text (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (%(default)s)")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write (default: the shipped one)")
     args = parser.parse_args(argv)
     if min(args.steps, args.adapter_steps, args.threads) < 1:
@@ -139,9 +166,8 @@ def main(argv: list[str] | None = None) -> int:
     started = time.time()
     languages = Languages(WORLD_SEED)
     encoder = build_encoder(languages)
-    losses = train(
-        encoder, batches(Corpus(languages), args.steps, BATCH, [args.seed, 2]), args.steps, PEAK_LR, "encoder"
-    )
+    text = batches(Corpus(languages), args.steps, BATCH, [args.seed, 2], NEXT_SENTENCE_FROM)
+    losses = train(encoder, text, args.steps, PEAK_LR, "encoder")
     args.out.mkdir(parents=True, exist_ok=True)
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     state = {name: w.contiguous() for name, w in encoder.state_dict().items() if name not in tied}
@@ -155,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     for language in LANGUAGES:
         corpus = Corpus(languages, only=language.code)
         adapter_loss[language.code] = train_language_adapter(
-            encoder, corpus, language.code, args.adapter_steps, BATCH
+            encoder, corpus, language.code, args.adapter_steps, ADAPTER_BATCH
         )
         save_file(adapter_state(encoder, language.code), args.out / language_file(language.code))
     seconds["adapters"] = round(time.time() - started) - seconds["encoder"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class InferenceTask:
 
     name = "world"
     source = SOURCE
-    distances = {language.code: distance(language) for language in LANGUAGES[1:]}
+    distances: ClassVar[Mapping[str, float]] = {language.code: distance(language) for language in LANGUAGES[1:]}
 
     def __init__(
         self,
