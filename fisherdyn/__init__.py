@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import analysis, layers, plots, policies, schedule, tasks
     from .fisher.trace import FisherTrace, fisher_trace
-    from .probe import probe
+    from .probing import probe
     from .schedule import Unfreezing
     from .train import fit
 
 _HOME = {
     "FisherTrace": ".fisher.trace",
     "fisher_trace": ".fisher.trace",
-    "probe": ".probe",
+    "probe": ".probing",
     "fit": ".train",
     "Unfreezing": ".schedule",
 }
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
     """Loads public names when they are first used, so that analysis and plots need no torch."""
     if name in _HOME:
         value = getattr(import_module(_HOME[name], __name__), name)
-        globals()[name] = value  # `probe` is a function and a room: the function wins
+        globals()[name] = value
         return value
     if name in _ROOMS:
         return import_module(f".{name}", __name__)

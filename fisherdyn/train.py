@@ -77,7 +77,7 @@ def fit(
     log = _Log(probe_loader, labels, generator, evaluate_source, evaluate or {})
     grouped = {name for names in unfreezing.layers.values() for name in names}
     parameters = [p for name, p in model.named_parameters() if name in grouped or p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     batches = _forever(train_loader, device_of(model))
 
     for step in range(steps + 1):

@@ -78,7 +78,7 @@ def test_frozen_layers_do_not_move_by_a_bit_until_they_open(model, data):
 def test_standard_is_plain_training(model, data):
     """Recording and scheduling change nothing: bit for bit the loop that anyone would write."""
     plain = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.01, fused=True)
     for step in range(20):
         loss = plain(**data[step % 6]).loss
         optimizer.zero_grad()

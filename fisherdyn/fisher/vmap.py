@@ -10,6 +10,7 @@ attn_implementation="eager".
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -50,5 +51,8 @@ def squared_norms(
         return total
 
     batched = {key: 0 if isinstance(v, Tensor) else None for key, v in kwargs.items()}
-    with torch.no_grad():  # of the outer level only: torch.func differentiates on a level of its own
+    # The outer level only: torch.func differentiates on a level of its own.
+    with torch.no_grad(), warnings.catch_warnings():
+        # Some operations are mapped one example at a time: slower, and no less right.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
         return torch.func.vmap(one_example, in_dims=(0, batched, 0), chunk_size=CHUNK)(args, dict(kwargs), columns)

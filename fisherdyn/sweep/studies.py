@@ -37,11 +37,11 @@ class Settings:
     """What all runs of a study share; two sweeps with equal settings and runs give the same numbers."""
 
     task: str = "world"
-    steps: int = 400
-    interval: int = 20
-    lr: float = 2e-3
-    record_every: int = 20
-    evaluate_every: int = 50
+    steps: int = 160
+    interval: int = 8
+    lr: float = 8e-3
+    record_every: int = 8
+    evaluate_every: int = 26
 
     def asdict(self) -> dict[str, Any]:
         return asdict(self)

@@ -37,7 +37,8 @@ class CheckpointError(ValueError):
     """Shipped or given weights that are missing, damaged or of another shape."""
 
 
-def _load(path: Path) -> dict[str, torch.Tensor]:
+def load(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name; a file that is missing or damaged is a CheckpointError that says how to get it."""
     remedy = "reinstall fisherdyn, or make the weights with: python -m fisherdyn.tasks.world.pretrain"
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; {remedy}")
@@ -47,7 +48,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: damaged checkpoint ({error}); {remedy}") from error
 
 
-def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+def fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Copies every tensor of `state` in; a name or shape that does not fit is an error."""
     own = module.state_dict()
     for name, weight in state.items():
@@ -75,7 +76,7 @@ def build_madx(
     Raises:
         CheckpointError: the folder lacks a file, or one is damaged.
     """
-    state = _load(weights / ENCODER)
+    state = load(weights / ENCODER)
     config = BertConfig.from_pretrained(
         weights,
         num_labels=num_labels,
@@ -88,14 +89,16 @@ def build_madx(
         model = BertForSequenceClassification(config)
         adapters.init(model)
         for language in LANGUAGES:
-            model.add_adapter(language.code, config=SeqBnConfig(reduction_factor=LANGUAGE_REDUCTION))
+            # Active, or the library warns of adapters that are not when it adds the next.
+            config = SeqBnConfig(reduction_factor=LANGUAGE_REDUCTION)
+            model.add_adapter(language.code, config=config, set_active=language is LANGUAGES[0])
         model.add_adapter(TASK_ADAPTER, config=SeqBnConfig(reduction_factor=reduction))
     with torch.no_grad():
         bert = {key.removeprefix("bert."): w for key, w in state.items() if key.startswith("bert.")}
-        _fill(model.bert, bert, weights / ENCODER)
+        fill(model.bert, bert, weights / ENCODER)
         for language in LANGUAGES:
             path = weights / language_file(language.code)
-            _fill(model.bert, _load(path), path)
+            fill(model.bert, load(path), path)
     model.train_adapter(Stack(LANGUAGES[0].code, TASK_ADAPTER))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".adapters.{TASK_ADAPTER}." in name or name.startswith("classifier."))

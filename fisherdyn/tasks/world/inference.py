@@ -27,7 +27,7 @@ LABELS = np.array(
 )
 """(2 * first negated + second negated, relation) -> class."""
 
-_WEIGHT = np.array([0.1, 1.0, 1.0, 1.0, 1.0])[None, :] * np.array([1.0, 0.4, 0.4, 0.4])[:, None]
+_WEIGHT = np.array([0.1, 1.0, 1.0, 1.0, 1.0])[None, :] * np.array([1.0, 0.2, 0.2, 0.2])[:, None]
 """How often each cell of LABELS is drawn within its class: copies and negations are rarer."""
 
 
@@ -51,5 +51,5 @@ def make_split(languages: Languages, code: str, n: int, rng: np.random.Generator
     """n examples in one language: input_ids, token_type_ids, attention_mask (n, T) and labels (n,)."""
     premise, hypothesis, label = sample_pairs(n, rng)
     row = languages.index(code)
-    packed = pack_pairs(languages.speak(premise, row), languages.speak(hypothesis, row))
+    packed = pack_pairs(languages.speak(premise, row, case=False), languages.speak(hypothesis, row, case=False))
     return {**packed, "labels": label}

@@ -139,15 +139,19 @@ class Languages:
             raise ValueError(f"unknown language {code!r}: the world's languages are {', '.join(self.codes)}")
         return self.codes.index(code)
 
-    def order_columns(self, meanings: np.ndarray, language: np.ndarray) -> np.ndarray:
-        """Concepts in spoken order (n, COLUMNS), case markers in place, gaps (0) left in."""
+    def order_columns(self, meanings: np.ndarray, language: np.ndarray, case: bool) -> np.ndarray:
+        """Concepts in spoken order (n, COLUMNS), gaps (0) left in; with case markers where wanted."""
         columns = np.concatenate([meanings, np.zeros((len(meanings), 2), dtype=meanings.dtype)], axis=1)
-        columns[:, S_CASE] = np.where(columns[:, g.S_NOUN] > 0, c.ID[c.SUBJECT_CASE], 0)
-        columns[:, O_CASE] = np.where(columns[:, g.O_NOUN] > 0, c.ID[c.OBJECT_CASE], 0)
+        columns[:, S_CASE] = np.where(case & (columns[:, g.S_NOUN] > 0), c.ID[c.SUBJECT_CASE], 0)
+        columns[:, O_CASE] = np.where(case & (columns[:, g.O_NOUN] > 0), c.ID[c.OBJECT_CASE], 0)
         return np.take_along_axis(columns, self.orders[language], axis=1)
 
     def speak(
-        self, meanings: np.ndarray, language: np.ndarray | int, words_from: np.ndarray | None = None
+        self,
+        meanings: np.ndarray,
+        language: np.ndarray | int,
+        words_from: np.ndarray | None = None,
+        case: bool = True,
     ) -> np.ndarray:
         """Token ids (n, COLUMNS), PAD at the right.
 
@@ -155,9 +159,10 @@ class Languages:
             meanings: (n, SLOTS).
             language: row of the language whose order is used, one for all or (n,).
             words_from: (n, COLUMNS), the language of each word: code-switching. Default: `language` throughout.
+            case: whether the languages that have case markers say them: in writing they do, in speech they need not.
         """
         language = np.broadcast_to(language, len(meanings))
-        spoken = self.order_columns(meanings, language)
+        spoken = self.order_columns(meanings, language, case)
         tokens = self.lexicon[language[:, None] if words_from is None else words_from, spoken]
         return np.take_along_axis(tokens, np.argsort(tokens == PAD, axis=1, kind="stable"), axis=1)
 
@@ -167,7 +172,7 @@ class Languages:
 
     def gloss(self, meaning: np.ndarray, language: int) -> str:
         """One meaning, word by word in the language's order, in English."""
-        spoken = self.order_columns(meaning[None], np.array([language]))[0]
+        spoken = self.order_columns(meaning[None], np.array([language]), case=True)[0]
         return " ".join(c.NAMES[concept] for concept in spoken if self.lexicon[language, concept] != PAD)
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import adapters
 import numpy as np
@@ -27,14 +28,14 @@ from transformers import BertConfig, BertForPreTraining, get_linear_schedule_wit
 
 from . import grammar as g
 from .corpus import Corpus
-from .encoder import ENCODER, LANGUAGE_REDUCTION, RECIPE, WEIGHTS, adapter_state, language_file
-from .languages import LANGUAGES, PAD, Languages, pack_pairs
+from .encoder import ENCODER, LANGUAGE_REDUCTION, RECIPE, WEIGHTS, adapter_state, fill, language_file, load
+from .languages import PAD, Languages, pack_pairs
 
 PEAK_LR, WARMUP, BATCH, WORLD_SEED = 2e-3, 150, 128, 0
 MASKED, SORTED = 0.25, 8
 NEXT_SENTENCE_FROM = 0.7
 """Share of the encoder's steps after which half of the second sentences come from other documents."""
-ADAPTER_LR, ADAPTER_BATCH = 1e-3, 64
+ADAPTER_LR, ADAPTER_BATCH = 2e-4, 64
 
 
 def build_encoder(languages: Languages, layers: int = 12, hidden: int = 64, init: float = 0.04) -> BertForPreTraining:
@@ -106,14 +107,51 @@ def train(
     return losses
 
 
-def train_language_adapter(encoder: BertForPreTraining, corpus: Corpus, code: str, steps: int, batch: int) -> float:
-    """Adds and trains the adapter `code` in place; everything else stays frozen. The mean loss of the last tenth."""
+def make_encoder(languages: Languages, out: Path, steps: int, seed: int) -> tuple[BertForPreTraining, dict[str, Any]]:
+    """Trains the encoder and writes it; what to say of it in the recipe."""
+    started = time.time()
+    torch.manual_seed(seed)
+    encoder = build_encoder(languages)
+    text = batches(Corpus(languages), steps, BATCH, [seed, 2], NEXT_SENTENCE_FROM)
+    losses = train(encoder, text, steps, PEAK_LR, "encoder")
+    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    save_file({name: w.contiguous() for name, w in encoder.state_dict().items() if name not in tied}, out / ENCODER)
+    encoder.config.save_pretrained(out)
+    return encoder, {
+        "seed": seed,
+        "world_seed": WORLD_SEED,
+        "steps": steps,
+        "seconds": round(time.time() - started),
+        "final_loss": round(_last_tenth(losses), 4),
+        "retrieval_at_1_of_500": retrieval(encoder, languages),
+    }
+
+
+def load_encoder(languages: Languages, folder: Path) -> BertForPreTraining:
+    """The encoder that a folder holds, with its language-model head."""
+    encoder = build_encoder(languages)
+    path = folder / ENCODER
+    with torch.no_grad():
+        fill(encoder, load(path), path)
+    return encoder
+
+
+def make_adapter(encoder: BertForPreTraining, corpus: Corpus, code: str, out: Path, steps: int) -> dict[str, Any]:
+    """Trains and writes the adapter `code`; all else stays frozen. What is drawn depends on the language alone."""
+    started = time.time()
+    row = corpus.languages.index(code)
+    torch.manual_seed(row)
     encoder.add_adapter(code, config=SeqBnConfig(reduction_factor=LANGUAGE_REDUCTION))
     encoder.train_adapter(code)
     encoder.cls.requires_grad_(False)
-    row = corpus.languages.index(code)
-    losses = train(encoder, batches(corpus, steps, batch, [WORLD_SEED, 3, row]), steps, ADAPTER_LR, f"adapter {code}")
-    return float(np.mean(losses[-max(1, steps // 10) :]))
+    text = batches(corpus, steps, ADAPTER_BATCH, [WORLD_SEED, 3, row])
+    losses = train(encoder, text, steps, ADAPTER_LR, f"adapter {code}")
+    save_file(adapter_state(encoder, code), out / language_file(code))
+    return {"steps": steps, "seconds": round(time.time() - started), "final_loss": round(_last_tenth(losses), 4)}
+
+
+def _last_tenth(losses: list[float]) -> float:
+    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 
 @torch.no_grad()
@@ -153,53 +191,33 @@ def environment() -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fisherdyn.tasks.world.pretrain", description=__doc__)
     parser.add_argument("--steps", type=int, default=7500, help="steps of the encoder (default: %(default)s)")
-    parser.add_argument("--adapter-steps", type=int, default=300, help="steps a language adapter (%(default)s)")
+    parser.add_argument("--adapter-steps", type=int, default=150, help="steps a language adapter (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and text (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (%(default)s)")
+    parser.add_argument("--adapters", metavar="so,ka,...", help="only these, for the encoder that --out holds")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write (default: the shipped one)")
     args = parser.parse_args(argv)
     if min(args.steps, args.adapter_steps, args.threads) < 1:
         parser.error("--steps, --adapter-steps and --threads must be at least 1")
 
     torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    started = time.time()
-    languages = Languages(WORLD_SEED)
-    encoder = build_encoder(languages)
-    text = batches(Corpus(languages), args.steps, BATCH, [args.seed, 2], NEXT_SENTENCE_FROM)
-    losses = train(encoder, text, args.steps, PEAK_LR, "encoder")
     args.out.mkdir(parents=True, exist_ok=True)
-    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
-    state = {name: w.contiguous() for name, w in encoder.state_dict().items() if name not in tied}
-    save_file(state, args.out / ENCODER)
-    encoder.config.save_pretrained(args.out)
-    seconds = {"encoder": round(time.time() - started)}
-    aligned = retrieval(encoder, languages)
-
+    recipe_file = args.out / RECIPE
+    recipe = json.loads(recipe_file.read_text()) if recipe_file.exists() else {}
+    command = "python -m fisherdyn.tasks.world.pretrain " + " ".join(sys.argv[1:] if argv is None else argv)
+    languages = Languages(WORLD_SEED)
+    if args.adapters is None:
+        encoder, facts = make_encoder(languages, args.out, args.steps, args.seed)
+        recipe["encoder"] = {"command": command, **facts, "environment": environment()}
+    else:
+        encoder = load_encoder(languages, args.out)
+    codes = languages.codes if args.adapters is None else args.adapters.split(",")
     adapters.init(encoder)
-    adapter_loss = {}
-    for language in LANGUAGES:
-        corpus = Corpus(languages, only=language.code)
-        adapter_loss[language.code] = train_language_adapter(
-            encoder, corpus, language.code, args.adapter_steps, ADAPTER_BATCH
-        )
-        save_file(adapter_state(encoder, language.code), args.out / language_file(language.code))
-    seconds["adapters"] = round(time.time() - started) - seconds["encoder"]
-
-    recipe = {
-        "command": "python -m fisherdyn.tasks.world.pretrain " + " ".join(sys.argv[1:] if argv is None else argv),
-        "seed": args.seed,
-        "world_seed": WORLD_SEED,
-        "steps": args.steps,
-        "adapter_steps": args.adapter_steps,
-        "seconds": seconds,
-        "final_loss": float(np.mean(losses[-max(1, args.steps // 10) :])),
-        "adapter_loss": adapter_loss,
-        "retrieval_at_1_of_500": aligned,
-        "environment": environment(),
-    }
-    (args.out / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
-    print(json.dumps(recipe, indent=1))
+    for code in codes:
+        facts = make_adapter(encoder, Corpus(languages, only=code), code, args.out, args.adapter_steps)
+        recipe[f"adapter {code}"] = {"command": command, **facts}
+        recipe_file.write_text(json.dumps(recipe, indent=1) + "\n")
+    print(f"{args.out}: {', '.join(recipe)}")
     return 0
 
 

@@ -41,11 +41,11 @@ class InferenceTask:
 
     def __init__(
         self,
-        train_examples: int = 2000,
+        train_examples: int = 4000,
         dev_examples: int = 200,
         test_examples: int = 100,
         probe_examples: int = 64,
-        batch: int = 16,
+        batch: int = 32,
         reduction: int = 8,
         dropout: float = 0.0,
         seed: int = 0,
