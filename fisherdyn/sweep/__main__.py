@@ -70,8 +70,8 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
         steps=args.steps,
         interval=args.interval or max(1, int(SHARE_OF_OPENING * args.steps / 11)),
         lr=args.lr,
-        record_every=max(1, args.steps // 20),
-        evaluate_every=max(1, args.steps // 6),
+        record_every=max(1, args.steps // 15),
+        evaluate_every=max(1, args.steps // 4),
     )
     orders = [studies.parse_order(text) for text in args.order]
     return studies.permutations(range(args.first_seed, args.first_seed + args.seeds), args.schedules, orders), settings

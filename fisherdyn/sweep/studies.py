@@ -40,8 +40,8 @@ class Settings:
     steps: int = 160
     interval: int = 8
     lr: float = 8e-3
-    record_every: int = 8
-    evaluate_every: int = 26
+    record_every: int = 10
+    evaluate_every: int = 40
 
     def asdict(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,18 @@ def fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
         own[name].copy_(weight)
 
 
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """The adapters library warns, while adapters are being added, that none is active yet."""
+    named = logging.getLogger(logger)
+    level = named.level
+    named.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        named.setLevel(level)
+
+
 def build_madx(
     num_labels: int, seed: int, reduction: int = 8, dropout: float = 0.0, weights: Path = WEIGHTS
 ) -> BertForSequenceClassification:
@@ -84,14 +99,12 @@ def build_madx(
         attention_probs_dropout_prob=dropout,
         attn_implementation="eager",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet("adapters.model_mixin"):
         torch.manual_seed(seed)
         model = BertForSequenceClassification(config)
         adapters.init(model)
         for language in LANGUAGES:
-            # Active, or the library warns of adapters that are not when it adds the next.
-            config = SeqBnConfig(reduction_factor=LANGUAGE_REDUCTION)
-            model.add_adapter(language.code, config=config, set_active=language is LANGUAGES[0])
+            model.add_adapter(language.code, config=SeqBnConfig(reduction_factor=LANGUAGE_REDUCTION))
         model.add_adapter(TASK_ADAPTER, config=SeqBnConfig(reduction_factor=reduction))
     with torch.no_grad():
         bert = {key.removeprefix("bert."): w for key, w in state.items() if key.startswith("bert.")}
