@@ -73,8 +73,9 @@ def fit(
         if value < 1:
             raise ValueError(f"expected {name} of at least 1, got {value}")
     unfreezing = Unfreezing(policy, resolve_layers(model, layers), interval)
-    generator = torch.Generator().manual_seed(seed)
-    log = _Log(probe_loader, labels, generator, evaluate_source, evaluate or {})
+    # Two generators: how often tr(F) is measured must not change what a random policy chooses.
+    chance, noise = (torch.Generator().manual_seed(seed) for _ in range(2))
+    log = _Log(probe_loader, labels, noise, evaluate_source, evaluate or {})
     grouped = {name for names in unfreezing.layers.values() for name in names}
     parameters = [p for name, p in model.named_parameters() if name in grouped or p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
@@ -83,7 +84,7 @@ def fit(
     for step in range(steps + 1):
         if unfreezing.due(step):
             scores = log.measure(model, unfreezing).scores() if policy.needs_scores else {}
-            unfreezing.select(step, scores, generator)
+            unfreezing.select(step, scores, chance)
         unfreezing.apply(model, step)
         if step % record_every == 0 or step == steps:
             log.record(model, unfreezing, step)

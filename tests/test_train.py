@@ -107,6 +107,13 @@ def test_every_policy_trains_and_repeats(model, data, name):
     assert a["train_loss"][-1] < a["train_loss"][1]
 
 
+def test_recording_more_often_changes_no_choice(model, data):
+    twin = copy.deepcopy(model)
+    rarely, often = (run(m, data, policies.random_order(), record_every=n) for m, n in ((model, 20), (twin, 1)))
+    assert rarely["selected"].values.tolist() == often["selected"].values.tolist()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
 def test_fun_opens_the_largest_trace(model, data):
     """The choices are those that the recorded traces, taken at the same steps, call for."""
     ds = run(model, data, policies.fun(), labels="exact", record_every=4)

@@ -187,22 +187,25 @@ def test_the_next_sentence_bit_tells_no_class():
 
 
 def test_a_short_pretraining_learns(languages):
-    """120 steps of a two-layer encoder on one language: far below the loss of guessing by frequency alone."""
+    """300 steps of a two-layer encoder on one language: below the loss of guessing by frequency alone."""
     torch.manual_seed(0)
     model = pretrain.build_encoder(languages, layers=2, hidden=32)
     corpus = Corpus(languages, only="so")
-    losses = pretrain.train(model, pretrain.batches(corpus, 120, 32, [0]), 120, 5e-3, "test")
+    losses = pretrain.train(model, pretrain.batches(corpus, 300, 32, [0]), 300, 5e-3, "test")
     tokens = corpus.batch(2000, np.random.default_rng(9))["labels"]
     frequency = np.bincount(tokens[tokens >= 0]) / (tokens >= 0).sum()
     guessing = -(frequency[frequency > 0] * np.log(frequency[frequency > 0])).sum() + np.log(2)
     assert losses[0] > np.log(len(languages.vocabulary)) - 0.5
-    assert np.mean(losses[-20:]) < guessing - 0.3
+    assert np.mean(losses[-40:]) < guessing - 0.3
 
 
 def test_pretraining_writes_what_the_task_loads(tmp_path, capsys):
-    assert pretrain.main(["--steps", "2", "--adapter-steps", "1", "--out", str(tmp_path)]) == 0
+    assert pretrain.main(["--steps", "2", "--adapter-steps", "1", "--threads", "1", "--out", str(tmp_path)]) == 0
     recipe = json.loads((tmp_path / encoder.RECIPE).read_text())
-    assert {"command", "seed", "seconds", "environment", "final_loss"} <= set(recipe)
+    assert {"command", "seed", "seconds", "environment", "final_loss"} <= set(recipe["encoder"])
+    assert all({"command", "seconds"} <= set(recipe[f"adapter {code}"]) for code in Languages(0).codes)
+    shipped = json.loads((encoder.WEIGHTS / encoder.RECIPE).read_text())
+    assert set(shipped) == set(recipe)
     model = encoder.build_madx(3, seed=0, weights=tmp_path)
     assert sum(p.requires_grad for p in model.parameters()) > 0
     capsys.readouterr()
