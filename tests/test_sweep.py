@@ -57,7 +57,7 @@ def test_says_what_it_found(finished):
 def test_is_a_dataset_that_plain_xarray_opens(finished):
     folder, _ = finished
     ds = stored(folder)
-    assert dict(ds.sizes) == {"run": 3, "step": 13, "layer": 12, "eval_step": 6, "target": 9}
+    assert dict(ds.sizes) == {"run": 3, "step": 13, "layer": 12, "eval_step": 4, "target": 9}
     assert ds["schedule"].values.tolist() == ["standard", "top-down", "figure-4/1"]
     assert (ds["status"] == 1).all()
     assert (ds["fisher_trace"] > 0).all()
@@ -92,7 +92,7 @@ def test_stopped_and_gone_on_with(finished, tmp_path, how, workers):
         process = subprocess.Popen(
             [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        _wait_for(lambda more=more: len(list((tmp_path / "runs.zarr" / "status" / "c").glob("*"))) >= more)
+        _wait_for(lambda more=more: len(list((tmp_path / "runs.zarr" / "status").glob("[0-9]*"))) >= more)
         process.send_signal(how)
         _, err = process.communicate(timeout=60)
         if how == signal.SIGINT:
@@ -142,7 +142,7 @@ def test_repeating_a_finished_sweep_trains_nothing(finished, capsys):
         (["--speed", "9"], "unrecognized arguments: --speed 9"),
         (["--out", "FILE"], "expected a folder, found a file"),
         (["--out", "FILE/sub"], "cannot be written"),
-        (["--out", "OTHER"], "holds a sweep with other runs and settings"),
+        (["--out", "OTHER"], "holds a sweep with other settings and runs"),
         (["--out", "BROKEN"], "sweep.json is damaged"),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_damaged_store_is_named(finished, tmp_path):
     import shutil
 
     shutil.copytree(finished[0], tmp_path / "copy")
-    (tmp_path / "copy" / "runs.zarr" / "status" / "zarr.json").write_text("{")
+    (tmp_path / "copy" / "runs.zarr" / "status" / ".zarray").write_text("{")
     done = call(*SMALL, "--out", str(tmp_path / "copy"))
     assert done.returncode == 2
     assert "runs.zarr: damaged" in done.stderr
@@ -200,11 +200,13 @@ def test_a_damaged_store_is_named(finished, tmp_path):
 
 def test_a_second_sweep_on_the_folder_is_told(tmp_path):
     runs, settings = studies.permutations([0], 0), Settings()
-    first = SweepStore(tmp_path, "permutations", runs, settings)
-    done = call("permutations", "--schedules", "0", "--seeds", "1", "--out", str(tmp_path))
-    assert done.returncode == 2
-    assert f"another sweep (process {os.getpid()}) is writing here" in done.stderr
-    assert first.runs == runs
+    command = ["permutations", "--schedules", "0", "--seeds", "1", "--out", str(tmp_path)]
+    with SweepStore(tmp_path, "permutations", runs, settings):
+        done = call(*command)
+        assert done.returncode == 2
+        assert f"another sweep (process {os.getpid()}) is writing here" in done.stderr
+    with SweepStore(tmp_path, "permutations", runs, settings) as second:
+        assert not second.done().any()
 
 
 def _fails_for_seed_1(run: Run, settings: Settings) -> xr.Dataset:
@@ -272,7 +274,7 @@ def _sweep_record(effect: float, seeds: int = 8) -> xr.Dataset:
 
 def test_findings_say_found_only_where_it_is():
     said = report.findings(_sweep_record(0.05))
-    assert "Found: top-down transfers better than standard, paired over seeds: +5." in said
+    assert "Found: top-down transfers better than standard, paired over seeds: +4.9 points" in said
     assert "Found: the order matters" in said
     assert "Found: the height of tr(F)'s peak goes with transfer" in said
     assert "Found: transfer falls with a language's distance" in said

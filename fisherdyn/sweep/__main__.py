@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -77,6 +79,27 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
     return studies.permutations(range(args.first_seed, args.first_seed + args.seeds), args.schedules, orders), settings
 
 
+@contextmanager
+def stoppable() -> Iterator[Callable[[], None]]:
+    """Ctrl-C as a KeyboardInterrupt at once or, where Python swallows that (in a finaliser), from the function yielded."""
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run(store: SweepStore, workers: int) -> list[str]:
     """Does what is left to do; says what went wrong with which run."""
     done = store.done()
@@ -85,7 +108,8 @@ def run(store: SweepStore, workers: int) -> list[str]:
         print(f"{int(done.sum())} of {len(done)} runs are there already", flush=True)
     failed = []
     # As long as the terminal is one: a bar. In a log file: a line a run.
-    with tqdm(total=len(left), desc="runs", unit="run", disable=not sys.stderr.isatty()) as bar:
+    bar = tqdm(total=len(left), desc="runs", unit="run", disable=not sys.stderr.isatty())
+    with bar, stoppable() as check_stop:
         started = time.monotonic()
         for n, (index, result) in enumerate(run_all(left, store.settings, min(workers, len(left) or 1)), start=1):
             name = f"{store.runs[index].schedule}, seed {store.runs[index].seed}"
@@ -98,36 +122,46 @@ def run(store: SweepStore, workers: int) -> list[str]:
             if bar.disable:
                 remaining = (time.monotonic() - started) / n * (len(left) - n)
                 print(f"{n}/{len(left)} {name}; about {remaining / 60:.1f} min left", flush=True)
+            check_stop()
     return failed
+
+
+def sweep(store: SweepStore, workers: int) -> int:
+    """Runs what is left, publishes the dataset and says what it shows; the exit code."""
+    opening, steps = store.settings.interval * 11, store.settings.steps
+    if opening > 0.6 * steps:
+        print(f"note: the last layer opens at step {opening} of {steps}: little or no time to train with all open")
+    failed = run(store, workers)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(store.runs)} runs failed; repeat the command to try them again", file=sys.stderr)
+        return 1
+    dataset = store.publish()
+    ds = store.read()
+    print(f"\n{report.table(ds)}\n\n{report.findings(ds)}\n")
+    for path in (dataset, *report.write(ds, store.folder)):
+        print(path)
+    return 0
+
+
+def open_store(parser: Parser, args: argparse.Namespace) -> SweepStore:
+    """The folder that the arguments ask for; wrong arguments end the command."""
+    try:
+        runs, settings = plan(args)
+        return SweepStore(args.out, args.study, runs, settings)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser, args = parse(argv)
     try:
-        runs, settings = plan(args)
-        store = SweepStore(args.out, args.study, runs, settings)
-        opening = settings.interval * 11
-        if opening > 0.6 * settings.steps:
-            print(
-                f"note: the last layer opens at step {opening} of {settings.steps}: little or no time to train with all open"
-            )
-        failed = run(store, args.workers)
-    except ValueError as error:
-        parser.error(str(error))
+        with open_store(parser, args) as store:
+            return sweep(store, args.workers)
     except KeyboardInterrupt:
         print("\nstopped; what is finished is kept: repeat the command to go on", file=sys.stderr)
         return 130
-    for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
-    if failed:
-        print(f"{len(failed)} of {len(runs)} runs failed; repeat the command to try them again", file=sys.stderr)
-        return 1
-    dataset = store.publish()
-    ds = store.read()
-    print(f"\n{report.table(ds)}\n\n{report.findings(ds)}\n")
-    for path in (dataset, *report.write(ds, args.out)):
-        print(path)
-    return 0
 
 
 if __name__ == "__main__":

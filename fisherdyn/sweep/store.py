@@ -24,7 +24,7 @@ PLAN, RUNS, LOCK = "sweep.json", "runs.zarr", ".lock"
 
 
 class SweepStore:
-    """One sweep's folder.
+    """One sweep's folder, its own while it is open: `with SweepStore(...) as store`.
 
     Args:
         folder: made if it is not there.
@@ -32,7 +32,8 @@ class SweepStore:
         runs, settings: the plan. A folder that holds another plan is refused.
 
     Raises:
-        ValueError: the folder is a file, holds something else or another plan, cannot be written, or is in use.
+        ValueError: the folder is a file, holds something else, another plan or damaged runs, cannot be written, or is in
+            use.
     """
 
     def __init__(self, folder: Path, study: str, runs: Sequence[Run], settings: Settings) -> None:
@@ -44,7 +45,22 @@ class SweepStore:
             self._lock = _lock(folder)
         except OSError as error:
             raise ValueError(f"--out {folder}: cannot be written ({error.strerror})") from error
-        self._check_plan()
+        try:
+            self._check_plan()
+            self.done()
+        except ValueError:
+            self.close()
+            raise
+
+    def __enter__(self) -> SweepStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets another sweep have the folder."""
+        self._lock.close()
 
     @property
     def _zarr(self) -> Path:
@@ -80,7 +96,7 @@ class SweepStore:
         if not self._zarr.exists():
             return np.zeros(len(self.runs), dtype=bool)
         try:
-            with xr.open_zarr(self._zarr) as ds:
+            with xr.open_zarr(self._zarr, consolidated=False) as ds:
                 return ds["status"].values == 1
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{self._zarr}: damaged ({error}); delete it and repeat the command") from error
@@ -120,7 +136,8 @@ class SweepStore:
         template = record.build(variables, coords, {**attrs, "study": self.study, **self.settings.asdict()})
         making = self.folder / f".{RUNS}.making"
         shutil.rmtree(making, ignore_errors=True)
-        template.to_zarr(making, encoding=encoding, consolidated=False, zarr_format=3)
+        # Format 2: zarr's third has no text of fixed length yet, which is what every reader of xarray handles.
+        template.to_zarr(making, encoding=encoding, consolidated=False, zarr_format=2)
         making.rename(self._zarr)
 
     def read(self) -> xr.Dataset:
@@ -158,6 +175,7 @@ def _lock(folder: Path) -> TextIO:
     except BlockingIOError:
         handle.seek(0)
         holder = handle.read().strip() or "unknown"
+        handle.close()
         raise ValueError(f"--out {folder}: another sweep (process {holder}) is writing here; wait or stop it") from None
     handle.truncate(0)
     handle.write(str(os.getpid()))

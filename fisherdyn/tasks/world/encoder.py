@@ -62,15 +62,15 @@ def fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
 
 
 @contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """The adapters library warns, while adapters are being added, that none is active yet."""
-    named = logging.getLogger(logger)
-    level = named.level
-    named.setLevel(logging.ERROR)
+def _none_active_yet() -> Iterator[None]:
+    """The adapters library warns of it, even while the first one is being activated."""
+    logger = logging.getLogger("adapters.model_mixin")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        named.setLevel(level)
+        logger.setLevel(level)
 
 
 def build_madx(
@@ -99,7 +99,7 @@ def build_madx(
         attention_probs_dropout_prob=dropout,
         attn_implementation="eager",
     )
-    with torch.random.fork_rng(devices=[]), _quiet("adapters.model_mixin"):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BertForSequenceClassification(config)
         adapters.init(model)
@@ -112,7 +112,8 @@ def build_madx(
         for language in LANGUAGES:
             path = weights / language_file(language.code)
             fill(model.bert, load(path), path)
-    model.train_adapter(Stack(LANGUAGES[0].code, TASK_ADAPTER))
+    with _none_active_yet():
+        model.train_adapter(Stack(LANGUAGES[0].code, TASK_ADAPTER))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".adapters.{TASK_ADAPTER}." in name or name.startswith("classifier."))
     return model
