@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,10 +189,10 @@ def environment() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fisherdyn.tasks.world.pretrain", description=__doc__)
-    parser.add_argument("--steps", type=int, default=7500, help="steps of the encoder (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20_000, help="steps of the encoder (default: %(default)s)")
     parser.add_argument("--adapter-steps", type=int, default=150, help="steps a language adapter (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and text (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (%(default)s)")
     parser.add_argument("--adapters", metavar="so,ka,...", help="only these, for the encoder that --out holds")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write (default: the shipped one)")
     args = parser.parse_args(argv)
@@ -204,7 +203,8 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     recipe_file = args.out / RECIPE
     recipe = json.loads(recipe_file.read_text()) if recipe_file.exists() else {}
-    command = "python -m fisherdyn.tasks.world.pretrain " + " ".join(sys.argv[1:] if argv is None else argv)
+    said = [f"--{name.replace('_', '-')} {value}" for name, value in vars(args).items() if value is not None and name != "out"]
+    command = " ".join(["python -m fisherdyn.tasks.world.pretrain", *said])
     languages = Languages(WORLD_SEED)
     if args.adapters is None:
         encoder, facts = make_encoder(languages, args.out, args.steps, args.seed)

@@ -43,7 +43,7 @@ class InferenceTask:
         self,
         train_examples: int = 4000,
         dev_examples: int = 200,
-        test_examples: int = 100,
+        test_examples: int = 200,
         probe_examples: int = 64,
         batch: int = 32,
         reduction: int = 8,
