@@ -4,80 +4,383 @@ For a cotangent c at the output f, one backward pass gives g = J^T c. With S the
 
     tr(F) = E_x tr(J^T S J) = E_x E_c ||J^T c||^2    whenever    E[c c^T] = S.
 
-Every choice of `labels` is a way of drawing such c.
+The unbiased choices of `labels` are ways of drawing such c. "empirical" (the data's labels) and "argmax" (the model's own
+mode, as the paper's code takes it) are not: they are here to be compared with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, one_hot
 
-LABELS = ("exact", "class_mix", "sampled")
+LABELS = ("exact", "class_mix", "sampled", "empirical", "argmax")
+UNBIASED = LABELS[:3]
+IGNORED = -100
+"""Label of a position that does not count, as torch's cross_entropy has it."""
 
 
-class Categorical:
+class Likelihood:
+    """One way of reading outputs as a distribution over labels.
+
+    A subclass says how f is found in a model's output, what shape it must have, and how a cotangent is drawn.
+    """
+
+    name: str
+    shape: str
+
+    def outputs(self, output: Any) -> Tensor:
+        """f: the tensor that the likelihood reads, batch dimension first."""
+        return logits_of(output)
+
+    def check(self, f: Tensor, examples: int) -> None:
+        """Raises ValueError unless f has the likelihood's shape and is finite."""
+        if len(f) != examples or not self.fits(f):
+            raise ValueError(
+                f"expected logits of shape {self.shape} for likelihood={self.name!r} and a batch of {examples}, got "
+                f"{tuple(f.shape)}; pass likelihood= one of {', '.join(LIKELIHOODS)}"
+            )
+        if not torch.isfinite(f).all():
+            bad = (~torch.isfinite(f)).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+            raise ValueError(f"logits of example(s) {bad[:8]} of the batch are not finite: tr(F) is undefined there")
+
+    def fits(self, f: Tensor) -> bool:
+        raise NotImplementedError
+
+    def cotangents(self, f: Tensor, labels: str, generator: torch.Generator, batch: Any = None) -> Iterator[Tensor]:
+        """The cotangents c, shaped as f, whose ||J^T c||^2 add up to the estimate of one batch.
+
+        Args:
+            f: not differentiated through.
+            labels: "exact": a factor's columns, no variance, a backward pass each. "class_mix": the same columns with
+                random signs, one pass, unbiased, relative variance at most 2. "sampled": the score of a label y ~ p
+                (Eqn. 1 of the paper), one pass, unbiased, variance unbounded as p becomes one-hot. "empirical": of the
+                batch's own label; "argmax": of the likeliest; both biased.
+            generator: of the random numbers; only "class_mix" and "sampled" draw any.
+            batch: as the loader gave it: labels for "empirical", and masks where positions count.
+        """
+        if labels not in LABELS:
+            raise ValueError(f"unknown labels={labels!r}: choose one of {', '.join(LABELS)}")
+        f = f.detach()
+        if labels == "exact":
+            yield from self.columns(f, batch)
+        elif labels == "class_mix":
+            yield self.mixed(f, random_signs(f, generator), batch)
+        elif labels == "sampled":
+            yield self.score(f, self.sample(f, generator), batch)
+        elif labels == "argmax":
+            yield self.score(f, self.mode(f), batch)
+        else:
+            yield self.score(f, self.targets(f, batch), batch)
+
+    def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
+        raise NotImplementedError
+
+    def mixed(self, f: Tensor, signs: Tensor, batch: Any) -> Tensor:
+        raise NotImplementedError
+
+    def sample(self, f: Tensor, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError
+
+    def mode(self, f: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def score(self, f: Tensor, y: Tensor, batch: Any) -> Tensor:
+        """grad_f log p(y|f)."""
+        raise NotImplementedError
+
+    def targets(self, f: Tensor, batch: Any) -> Tensor:
+        """The batch's own labels, checked."""
+        y = labels_in(batch)
+        if y is None:
+            raise ValueError(
+                'labels="empirical" needs the data\'s labels: expected batch["labels"] or (inputs, labels)'
+            )
+        return y.to(f.device)
+
+
+class Categorical(Likelihood):
     """One softmax over C classes: p = softmax(f), S = diag(p) - p p^T.
 
     S = L L^T with C-1 columns. With s = sqrt(p) and k the likeliest class, the Householder reflection
     H = I - u u^T / (1 + s_k), u = s + e_k, sends s to -e_k, so I - s s^T = H (I - e_k e_k^T) H and L is diag(s) H without
     its column k. The plus sign avoids the cancellation that s - e_k suffers when the model is confident. Factors of S:
-    Tanabe & Sagae 1992; random signs over them: Sun 2025 (arXiv 2505.13614).
+    Tanabe & Sagae 1992; random signs over them: Sun 2025 (arXiv 2505.13614). For two classes "class_mix" is exact.
     """
 
     name = "categorical"
+    shape = "(batch, classes of at least 2)"
 
-    def check(self, logits: Tensor, examples: int) -> None:
-        """Raises ValueError unless the output is (examples, classes) and finite."""
-        if logits.ndim != 2 or len(logits) != examples:
-            raise ValueError(
-                f"expected logits of shape (batch, classes) for a batch of {examples}, got {tuple(logits.shape)}: "
-                "only one softmax per example is supported so far"
-            )
-        if logits.shape[1] < 2:
-            raise ValueError(f"expected logits of at least 2 classes, got {tuple(logits.shape)}")
-        if not torch.isfinite(logits).all():
-            bad = (~torch.isfinite(logits)).any(dim=1).nonzero()[:, 0].tolist()
-            raise ValueError(f"logits of example(s) {bad[:8]} of the batch are not finite: tr(F) is undefined there")
+    def fits(self, f: Tensor) -> bool:
+        return f.ndim == 2 and f.shape[1] >= 2
 
-    def cotangents(
-        self, logits: Float[Tensor, "b c"], labels: str, generator: torch.Generator
-    ) -> Iterator[Float[Tensor, "b c"]]:
-        """The cotangents c whose ||J^T c||^2 add up to the estimate of one batch.
+    def counts(self, f: Tensor, batch: Any) -> Tensor | None:
+        """Which softmaxes count, bool, f's shape without classes; None: all."""
+        return None
 
-        Args:
-            logits: (batch, classes); not differentiated through.
-            labels: "exact": the C-1 columns of L, no variance, C-1 backward passes. "class_mix": L v with random signs
-                v, one pass, unbiased, relative variance at most 2 (0 for two classes). "sampled": e_y - p with
-                y ~ p (Eqn. 1 of the paper), one pass, unbiased, variance unbounded as p becomes one-hot.
-            generator: of the random numbers; "exact" draws none.
-        """
-        logits = logits.detach()
-        if labels == "exact":
-            yield from self._columns(logits)
-        elif labels == "class_mix":
-            yield self._class_mix(logits, generator)
-        elif labels == "sampled":
-            yield self._sampled(logits, generator)
-        else:
-            raise ValueError(f"unknown labels={labels!r}: choose one of {', '.join(LABELS)}")
+    def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
+        """C-1 columns for each softmax of an example, one softmax after the other."""
+        classes = f.shape[-1]
+        rows = f.reshape(len(f), -1, classes)
+        for i in range(rows.shape[1]):
+            for shift in range(1, classes):
+                other = (rows[:, i].argmax(dim=1) + shift) % classes
+                column = torch.zeros_like(rows)
+                column[:, i] = apply_factor(rows[:, i], one_hot(other, classes).to(f.dtype))
+                yield self._masked(column.reshape(f.shape), f, batch)
 
-    def _columns(self, logits: Tensor) -> Iterator[Tensor]:
-        classes = logits.shape[1]
-        for shift in range(1, classes):
-            other = (logits.argmax(dim=1) + shift) % classes
-            yield apply_factor(logits, torch.nn.functional.one_hot(other, classes).to(logits.dtype))
+    def mixed(self, f: Tensor, signs: Tensor, batch: Any) -> Tensor:
+        classes = f.shape[-1]
+        c = apply_factor(f.reshape(-1, classes), signs.reshape(-1, classes)).reshape(f.shape)
+        return self._masked(c, f, batch)
 
-    def _class_mix(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        bits = torch.randint(2, logits.shape, generator=generator, device=generator.device)
-        return apply_factor(logits, (2 * bits - 1).to(logits))
+    def sample(self, f: Tensor, generator: torch.Generator) -> Tensor:
+        p = f.softmax(dim=-1).reshape(-1, f.shape[-1])
+        y = torch.multinomial(p.to(generator.device), 1, generator=generator)
+        return y.reshape(f.shape[:-1]).to(f.device)
 
-    def _sampled(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        p = logits.softmax(dim=1)
-        y = torch.multinomial(p.to(generator.device), 1, generator=generator)[:, 0].to(logits.device)
-        return torch.nn.functional.one_hot(y, logits.shape[1]).to(p.dtype) - p
+    def mode(self, f: Tensor) -> Tensor:
+        return f.argmax(dim=-1)
+
+    def score(self, f: Tensor, y: Tensor, batch: Any) -> Tensor:
+        known = y.clamp(min=0)
+        return self._masked(one_hot(known, f.shape[-1]).to(f.dtype) - f.softmax(dim=-1), f, batch)
+
+    def targets(self, f: Tensor, batch: Any) -> Tensor:
+        y = super().targets(f, batch)
+        if y.shape != f.shape[:-1]:
+            raise ValueError(f"expected labels of shape {tuple(f.shape[:-1])}, got {tuple(y.shape)}")
+        wrong = (y >= f.shape[-1]) | ((y < 0) & (y != IGNORED))
+        if wrong.any():
+            raise ValueError(f"label {int(y[wrong][0])} is out of range: the model has {f.shape[-1]} classes")
+        return y
+
+    def _masked(self, c: Tensor, f: Tensor, batch: Any) -> Tensor:
+        counts = self.counts(f, batch)
+        return c if counts is None else torch.where(counts.to(c.device)[..., None], c, 0.0)
+
+
+class Choice(Categorical):
+    """Multiple choice: one softmax over the choices, whose logits are (batch, choices)."""
+
+    name = "choice"
+    shape = "(batch, choices of at least 2)"
+
+
+class Token(Categorical):
+    """One softmax a position; tr(F) is that of the whole sequence: the positions are summed, padding is left out.
+
+    Left out are positions whose label is -100, where there are labels, else those that attention_mask leaves out.
+    """
+
+    name = "token"
+    shape = "(batch, positions, classes of at least 2)"
+
+    def fits(self, f: Tensor) -> bool:
+        return f.ndim == 3 and f.shape[2] >= 2
+
+    def counts(self, f: Tensor, batch: Any) -> Tensor | None:
+        y = labels_in(batch)
+        if y is not None and y.shape == f.shape[:2]:
+            return y != IGNORED
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        return None if mask is None or mask.shape != f.shape[:2] else mask.bool()
+
+
+class CausalLM(Token):
+    """A language model: position t says the token at t + 1. Left out: the last position and what follows padding.
+
+    The Fisher is that of the next-token distributions given the text that is there, summed over the text.
+    """
+
+    name = "causal_lm"
+
+    def counts(self, f: Tensor, batch: Any) -> Tensor | None:
+        found = super().counts(f, batch)
+        counts = torch.ones(f.shape[:2], dtype=torch.bool, device=f.device) if found is None else found.to(f.device)
+        return torch.cat([counts[:, 1:], torch.zeros_like(counts[:, :1])], dim=1)
+
+    def targets(self, f: Tensor, batch: Any) -> Tensor:
+        y = super().targets(f, batch)
+        return torch.cat([y[:, 1:], torch.full_like(y[:, :1], IGNORED)], dim=1)
+
+
+class Span(Categorical):
+    """Extraction: log p = log p_start + log p_end, two softmaxes over the positions (HF's loss is half of the sum)."""
+
+    name = "span"
+    shape = "(batch, 2, positions): .start_logits and .end_logits"
+
+    def outputs(self, output: Any) -> Tensor:
+        if not hasattr(output, "start_logits"):
+            raise ValueError('likelihood="span" expected an output with .start_logits and .end_logits')
+        return torch.stack([output.start_logits, output.end_logits], dim=1)
+
+    def fits(self, f: Tensor) -> bool:
+        return f.ndim == 3 and f.shape[1] == 2 and f.shape[2] >= 2
+
+    def targets(self, f: Tensor, batch: Any) -> Tensor:
+        ends = (
+            [batch.get(key) for key in ("start_positions", "end_positions")] if isinstance(batch, Mapping) else [None]
+        )
+        if any(end is None for end in ends):
+            raise ValueError('labels="empirical" of spans needs batch["start_positions"] and batch["end_positions"]')
+        return super().targets(f, {"labels": torch.stack(ends, dim=1)})  # type: ignore[arg-type]
+
+
+class Gaussian(Likelihood):
+    """Regression: y ~ N(f, sigma^2 I), S = I / sigma^2. "class_mix" has random signs, "sampled" normal ones."""
+
+    name = "gaussian"
+    shape = "(batch, ...)"
+
+    def __init__(self, sigma: float = 1.0) -> None:
+        if not sigma > 0:
+            raise ValueError(f"expected sigma above 0, got {sigma}")
+        self.sigma = sigma
+
+    def fits(self, f: Tensor) -> bool:
+        return f.ndim >= 1
+
+    def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
+        yield from _unit_columns(f, torch.full_like(f, 1 / self.sigma))
+
+    def mixed(self, f: Tensor, signs: Tensor, batch: Any) -> Tensor:
+        return signs / self.sigma
+
+    def sample(self, f: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(f.shape, generator=generator, device=generator.device)
+        return f + self.sigma * noise.to(f)
+
+    def mode(self, f: Tensor) -> Tensor:
+        raise ValueError(
+            'labels="argmax" makes no sense for likelihood="gaussian": its mode is f itself, where the score is 0'
+        )
+
+    def score(self, f: Tensor, y: Tensor, batch: Any) -> Tensor:
+        return (y - f) / self.sigma**2
+
+    def targets(self, f: Tensor, batch: Any) -> Tensor:
+        y = super().targets(f, batch).to(f.dtype)
+        if y.numel() != f.numel() or len(y) != len(f):
+            raise ValueError(f"expected targets of shape {tuple(f.shape)}, got {tuple(y.shape)}")
+        return y.reshape(f.shape)
+
+
+class Bernoulli(Likelihood):
+    """Independent yes/no labels: p = sigmoid(f), S = diag(p (1 - p))."""
+
+    name = "bernoulli"
+    shape = "(batch, labels)"
+
+    def fits(self, f: Tensor) -> bool:
+        return f.ndim <= 2
+
+    def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
+        yield from _unit_columns(f, self._root(f))
+
+    def mixed(self, f: Tensor, signs: Tensor, batch: Any) -> Tensor:
+        return signs * self._root(f)
+
+    def sample(self, f: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.bernoulli(f.sigmoid().to(generator.device), generator=generator).to(f)
+
+    def mode(self, f: Tensor) -> Tensor:
+        return (f > 0).to(f.dtype)
+
+    def score(self, f: Tensor, y: Tensor, batch: Any) -> Tensor:
+        return y - f.sigmoid()
+
+    def targets(self, f: Tensor, batch: Any) -> Tensor:
+        y = super().targets(f, batch).to(f.dtype)
+        if y.numel() != f.numel() or ((y != 0) & (y != 1)).any():
+            raise ValueError(f"expected labels of 0 and 1 in shape {tuple(f.shape)}, got shape {tuple(y.shape)}")
+        return y.reshape(f.shape)
+
+    def _root(self, f: Tensor) -> Tensor:
+        """sqrt(p (1 - p)), from logarithms: confident labels keep their relative precision."""
+        return (0.5 * (logsigmoid(f) + logsigmoid(-f))).exp()
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    kind.name: kind for kind in (Categorical, Choice, Token, CausalLM, Span, Gaussian, Bernoulli)
+}
+_BY_TASK = {
+    "ForTokenClassification": Token,
+    "ForQuestionAnswering": Span,
+    "ForMultipleChoice": Choice,
+    "ForCausalLM": CausalLM,
+    "LMHeadModel": CausalLM,
+}
+_BY_PROBLEM = {
+    "regression": Gaussian,
+    "single_label_classification": Categorical,
+    "multi_label_classification": Bernoulli,
+}
+
+
+def find_likelihood(model: nn.Module, output: Any) -> Likelihood:
+    """The likelihood of a Hugging Face model by its class and config.problem_type; else a softmax, where it must be one.
+
+    Raises:
+        ValueError: the output could be several; the message names them.
+    """
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    if problem in _BY_PROBLEM:
+        return _BY_PROBLEM[problem]()
+    # A wrapper (peft's) keeps the model that it wraps among its modules.
+    classes = {type(module).__name__ for module in model.modules()}
+    for ending, kind in _BY_TASK.items():
+        if any(name.endswith(ending) for name in classes):
+            return kind()
+    if hasattr(output, "start_logits"):
+        return Span()
+    f = logits_of(output)
+    if f.ndim == 2 and f.shape[1] >= 2:
+        return Categorical()
+    choices = '"gaussian" or "bernoulli"' if f.ndim <= 2 else '"token", "causal_lm" or "gaussian"'
+    raise ValueError(
+        f"logits of shape {tuple(f.shape)} do not say what they mean: pass likelihood={choices} (expected (batch, classes) "
+        "of at least 2 classes otherwise)"
+    )
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in a model's output: a tensor, a HF ModelOutput, or a tuple whose first entry they are."""
+    found = getattr(output, "logits", None)
+    if found is None and isinstance(output, tuple | list) and output:
+        found = output[0]
+    found = output if found is None else found
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"expected a model that returns logits (a tensor, or an output with .logits), got {type(output)}"
+        )
+    return found
+
+
+def labels_in(batch: Any) -> Tensor | None:
+    """The data's labels in a batch that is a dict or (inputs, labels), where there are any."""
+    if isinstance(batch, Mapping):
+        return batch.get("labels", batch.get("label"))
+    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor) else None
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    bits = torch.randint(2, like.shape, generator=generator, device=generator.device)
+    return (2 * bits - 1).to(like)
+
+
+def _unit_columns(f: Tensor, scale: Tensor) -> Iterator[Tensor]:
+    """diag(scale), a column at a time, over the outputs of an example."""
+    flat = scale.reshape(len(f), -1)
+    for i in range(flat.shape[1]):
+        column = torch.zeros_like(flat)
+        column[:, i] = flat[:, i]
+        yield column.reshape(f.shape)
 
 
 def apply_factor(logits: Float[Tensor, "b c"], v: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:

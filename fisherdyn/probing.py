@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from torch import nn
+from torch import Tensor, nn
 
 from . import record
 from .fisher.forward import Batch, device_of
@@ -32,7 +32,7 @@ def probe(model: nn.Module, loader: Iterable[Batch] | Mapping[str, Iterable[Batc
         ValueError: as `fisher_trace`.
     """
     options.setdefault("progress", sys.stderr.isatty())
-    if isinstance(loader, Mapping):
+    if isinstance(loader, Mapping) and not any(isinstance(value, Tensor) for value in loader.values()):
         if not loader:
             raise ValueError("expected at least one loader in the dict, got none")
         traces = {name: fisher_trace(model, one, **options) for name, one in loader.items()}

@@ -9,19 +9,24 @@ import torch
 from torch import Tensor, nn
 
 
+def cast(inputs: Mapping[str, Tensor] | Tensor, dtype: torch.dtype) -> dict[str, Tensor] | Tensor:
+    """Floating-point inputs in another precision; tokens as they are."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(dtype) if inputs.is_floating_point() else inputs
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+
+
 def class_gradients(
     model: nn.Module, inputs: Mapping[str, Tensor] | Tensor, layers: Mapping[str, Sequence[str]]
 ) -> tuple[Tensor, Tensor]:
     """(examples, classes, layers) squared norms of grad log p(y|x), and p (examples, classes); by plain backward()."""
     model = copy.deepcopy(model).double().eval().requires_grad_(True)
+    inputs = cast(inputs, torch.float64)
     n = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
 
     def one(i: int) -> Tensor:
-        if isinstance(inputs, Tensor):
-            x = inputs[i : i + 1]
-            out = model(x.double() if x.is_floating_point() else x)
-        else:
-            out = model(**{k: v[i : i + 1] for k, v in inputs.items()})
+        alone = inputs[i : i + 1] if isinstance(inputs, Tensor) else {k: v[i : i + 1] for k, v in inputs.items()}
+        out = model(alone) if isinstance(alone, Tensor) else model(**alone)
         return (out if isinstance(out, Tensor) else out.logits)[0].log_softmax(dim=0)
 
     norms, probabilities = [], []

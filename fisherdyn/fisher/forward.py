@@ -23,33 +23,29 @@ def inputs_of(batch: Batch, device: torch.device) -> tuple[tuple[Tensor, ...], d
     if isinstance(batch, Mapping):
         kept = {key: value for key, value in batch.items() if key not in TARGETS}
         return (), {key: v.to(device) if isinstance(v, Tensor) else v for key, v in kept.items()}
-    x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    x = batch[0] if isinstance(batch, tuple | list) and len(batch) in (1, 2) else batch
     if not isinstance(x, Tensor):
+        several = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
         raise TypeError(
-            f"expected a batch that is a tensor, (inputs, targets) or a dict of tensors, got {type(batch).__name__}"
+            "expected a batch that is a tensor, (inputs, targets) or a dict of tensors by argument name, got "
+            f"{type(batch).__name__}{several}"
         )
     return (x.to(device),), {}
 
 
+def one_example(x: Any, i: int) -> Any:
+    """Example i, still with a batch dimension; anything but a tensor that has one as it is."""
+    return x[i : i + 1] if isinstance(x, Tensor) and x.ndim > 0 else x
+
+
 def count_examples(args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> int:
     """The length of the batch dimension that all tensors share."""
+    if not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
+        raise ValueError("expected a batch with at least one tensor, got none")
     sizes = {len(v) for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim > 0}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"expected tensors that share one batch dimension of at least 1, got lengths {sorted(sizes)}")
     return sizes.pop()
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in a model's output: a tensor, a HF ModelOutput, or a tuple whose first entry they are."""
-    found = getattr(output, "logits", None)
-    if found is None and isinstance(output, tuple | list) and output:
-        found = output[0]
-    found = output if found is None else found
-    if not isinstance(found, Tensor):
-        raise TypeError(
-            f"expected a model that returns logits (a tensor, or an output with .logits), got {type(output)}"
-        )
-    return found
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -71,12 +67,14 @@ def _generators(loader: Iterable) -> list[torch.Generator]:
 
 @contextmanager
 def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every mode, random state and the loader's generators are as they were.
+    """Evaluation mode inside; afterwards modes, buffers, random states and the loader's generators are as they were.
 
-    Weights, gradients, buffers and `requires_grad` are not touched by the estimators, so they need no restoring:
-    in evaluation mode no module updates a buffer, and gradients are taken with `torch.autograd.grad`.
+    Weights, gradients and `requires_grad` are not touched by the estimators, so they need no restoring: gradients are
+    taken with `torch.autograd.grad`. Buffers are restored, because some modules (quantisation's observers) write them
+    even in evaluation mode.
     """
     modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     generators = [(generator, generator.get_state()) for generator in _generators(loader)]
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -84,9 +82,41 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
             model.eval()
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        _restore_modes(modes)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
         for generator, state in generators:
             generator.set_state(state)
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    """Through train() where a class has its own (some merge weights there), and then flag by flag."""
+    for module, training in modes:
+        if type(module).train is not nn.Module.train and module.training != training:
+            module.train(training)
+    for module, training in modes:
+        module.training = training
+
+
+def refuse_what_writes(model: nn.Module) -> None:
+    """Modules that change weights or mix examples in evaluation mode, by name."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("gradients cannot be taken in torch.inference_mode(): measure outside of it")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise ValueError(
+                f"module {name!r} has max_norm, which changes its weight in every forward pass: set it to None"
+            )
+        if getattr(module, "scale_grad_by_freq", False):
+            raise ValueError(
+                f"module {name!r} has scale_grad_by_freq: what it calls a gradient is none; set it to False"
+            )
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"module {name!r} ({type(module).__name__}) has no running statistics: it mixes the "
+                "examples of a batch, and per-example gradients do not exist"
+            )

@@ -1,47 +1,71 @@
 """One short rule a layer kind: per-example squared gradient norms from activations and output gradients.
 
-A rule gets a module, its input a and the gradient d at its output, each (batch, positions, ...) with all calls of the
-module laid side by side along positions, and returns for each of its own parameters a tensor (batch,):
-||sum_t grad_t||^2. Summing over positions and calls before squaring is the whole point: a weight that is used at every
-token has one gradient per example.
+A rule brings a module's input a and the gradient d at its output to (batch, positions, ...), and then takes one of three
+norms, ||sum_t grad_t||^2 for each of the module's own parameters. Summing over positions and calls before squaring is the
+whole point: a weight that is used at every token has one gradient per example.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import group_norm, layer_norm, pad, unfold
 
 Norms = dict[str, Tensor]
 """Parameter name (of the module itself) -> (batch,)."""
+
+BUDGET = 2**24
+"""Numbers that a norm may hold at once beside its inputs (64 MiB in float32)."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a kind of module is measured.
+
+    Attributes:
+        inputs, gradients: (module, tensor of one call) -> (batch, positions, ...); calls are then laid side by side.
+        norms: of the two, all calls together.
+    """
+
+    inputs: Callable[[Any, Tensor], Tensor]
+    gradients: Callable[[Any, Tensor], Tensor]
+    norms: Callable[[Any, Tensor, Tensor], Norms]
 
 
 def _square_sum(gradient: Tensor) -> Tensor:
     return gradient.flatten(1).square().sum(dim=1)
 
 
-def linear(module: nn.Linear, a: Float[Tensor, "b t d"], d: Float[Tensor, "b t p"]) -> Norms:
-    """||sum_t d_t a_t^T||^2, by whichever is cheaper: the Gram matrices or the gradient itself.
+def outer(module: nn.Module, a: Float[Tensor, "b t g d"], d: Float[Tensor, "b t g p"]) -> Norms:
+    """||sum_t d_t a_t^T||^2, summed over groups g, by whichever is cheaper: the Gram matrices or the gradient itself.
 
     Gram ("ghost norm": Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679) costs 2 T^2 (d + p) and the
     gradient 2 T d p FLOPs an example; by memory Gram wins iff 2 T^2 <= d p (Bu et al. 2022, arXiv 2205.10683).
     """
-    positions = a.shape[1]
-    if 2 * positions**2 <= a.shape[2] * d.shape[2]:
-        weight = ((a @ a.mT) * (d @ d.mT)).sum(dim=(1, 2))
-    else:
-        weight = _square_sum(d.mT @ a)
-    return {"weight": weight, "bias": _square_sum(d.sum(dim=1))}
+    batch, positions, groups = a.shape[:3]
+    bias = _square_sum(d.sum(dim=1))
+    a, d = (x.transpose(1, 2).flatten(0, 1) for x in (a, d))
+    gram, gradient = 2 * positions**2, a.shape[2] * d.shape[2]
+    rows = max(1, BUDGET // min(gram, gradient))
+    weight = torch.cat([_outer_norm(x, y, gram <= gradient) for x, y in zip(a.split(rows), d.split(rows), strict=True)])
+    return {"weight": weight.reshape(batch, groups).sum(dim=1), "bias": bias}
 
 
-def layer_norm(module: nn.LayerNorm, a: Float[Tensor, "b t *n"], d: Float[Tensor, "b t *n"]) -> Norms:
-    normalised = nn.functional.layer_norm(a, module.normalized_shape, eps=module.eps)
-    return {"weight": _square_sum((d * normalised).sum(dim=1)), "bias": _square_sum(d.sum(dim=1))}
+def _outer_norm(a: Tensor, d: Tensor, by_gram: bool) -> Tensor:
+    return ((a @ a.mT) * (d @ d.mT)).sum(dim=(1, 2)) if by_gram else _square_sum(d.mT @ a)
 
 
-def embedding(module: nn.Embedding, a: Int[Tensor, "b t"], d: Float[Tensor, "b t p"]) -> Norms:
+def elementwise(module: nn.Module, a: Float[Tensor, "b t *n"], d: Float[Tensor, "b t *n"]) -> Norms:
+    """A scale and a shift of the normalised input a."""
+    return {"weight": _square_sum((d * a).sum(dim=1)), "bias": _square_sum(d.sum(dim=1))}
+
+
+def lookup(module: nn.Embedding, a: Int[Tensor, "b t"], d: Float[Tensor, "b t p"]) -> Norms:
     """Rows add up where a token recurs: sum over t, t' with the same token of d_t . d_t'. O(T^2 p)."""
     if module.padding_idx is not None:
         d = d * (a != module.padding_idx)[..., None]
@@ -49,22 +73,88 @@ def embedding(module: nn.Embedding, a: Int[Tensor, "b t"], d: Float[Tensor, "b t
     return {"weight": ((d @ d.mT) * same).sum(dim=(1, 2))}
 
 
-RULES: dict[type[nn.Module], Callable[..., Norms]] = {
-    nn.Linear: linear,
-    nn.LayerNorm: layer_norm,
-    nn.Embedding: embedding,
+def _wide(x: Tensor) -> Tensor:
+    """Half precision becomes float32 before any product or square."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _features_last(module: nn.Module, x: Tensor) -> Tensor:
+    return _wide(x).reshape(len(x), -1, 1, x.shape[-1])
+
+
+def _channels_last(module: nn.Module, x: Tensor) -> Tensor:
+    """(batch, channels, ...) -> (batch, positions, channels)."""
+    return _wide(x).reshape(len(x), x.shape[1], -1).mT
+
+
+def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """What each output position of a convolution sees: (batch, positions, groups, channels of a group x kernel)."""
+    x, padding = _wide(x), module.padding
+    if module.padding_mode != "zeros" or isinstance(padding, str):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x, padding = pad(x, module._reversed_padding_repeated_twice, mode=mode), (0,) * (x.ndim - 2)
+    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    if x.ndim == 3:
+        x = x[:, :, None]
+        kernel, stride, dilation, padding = (1, *kernel), (1, *stride), (1, *dilation), (0, *padding)
+    columns = unfold(x, kernel, dilation, padding, stride)
+    return columns.reshape(len(x), module.groups, -1, columns.shape[2]).permute(0, 3, 1, 2)
+
+
+def _conv_gradients(module: nn.Conv1d | nn.Conv2d, d: Tensor) -> Tensor:
+    return _wide(d).reshape(len(d), module.groups, module.out_channels // module.groups, -1).permute(0, 3, 1, 2)
+
+
+def _norm_gradients(module: nn.LayerNorm | nn.RMSNorm, d: Tensor) -> Tensor:
+    return _wide(d).reshape(len(d), -1, *module.normalized_shape)
+
+
+def _layer_normalised(module: nn.LayerNorm, a: Tensor) -> Tensor:
+    return _norm_gradients(module, layer_norm(_wide(a), module.normalized_shape, eps=module.eps))
+
+
+def _rms_normalised(module: nn.RMSNorm, a: Tensor) -> Tensor:
+    return _norm_gradients(module, nn.functional.rms_norm(_wide(a), list(module.normalized_shape), eps=module.eps))
+
+
+def _group_normalised(module: nn.GroupNorm, a: Tensor) -> Tensor:
+    return _channels_last(module, group_norm(_wide(a), module.num_groups, eps=module.eps))
+
+
+def _batch_normalised(module: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor) -> Tensor:
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    rows = _channels_last(module, a)
+    return (rows - module.running_mean.to(rows)) / (module.running_var.to(rows) + module.eps).sqrt()
+
+
+def _tokens(module: nn.Embedding, a: Tensor) -> Tensor:
+    return a.reshape(len(a), -1)
+
+
+def _vectors(module: nn.Module, d: Tensor) -> Tensor:
+    return _wide(d).reshape(len(d), -1, d.shape[-1])
+
+
+_LINEAR = Rule(_features_last, _features_last, outer)
+_CONV = Rule(_patches, _conv_gradients, outer)
+_BATCH_NORM = Rule(_batch_normalised, _channels_last, elementwise)
+
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: _LINEAR,
+    nn.Conv1d: _CONV,
+    nn.Conv2d: _CONV,
+    nn.LayerNorm: Rule(_layer_normalised, _norm_gradients, elementwise),
+    nn.RMSNorm: Rule(_rms_normalised, _norm_gradients, elementwise),
+    nn.GroupNorm: Rule(_group_normalised, _channels_last, elementwise),
+    nn.BatchNorm1d: _BATCH_NORM,
+    nn.BatchNorm2d: _BATCH_NORM,
+    nn.Embedding: Rule(_tokens, _vectors, lookup),
 }
 
 
-def feature_dims(module: nn.Module) -> tuple[int, int]:
-    """How many trailing dimensions of (input, output) are features; those between them and the batch are positions."""
-    if isinstance(module, nn.LayerNorm):
-        return len(module.normalized_shape), len(module.normalized_shape)
-    return (0, 1) if isinstance(module, nn.Embedding) else (1, 1)
-
-
-def to_positions(x: Tensor, features: int) -> Tensor:
-    """(batch, ..., *features) -> (batch, positions, *features); half precision becomes float32 before any square."""
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
-    return x.reshape(len(x), -1, *x.shape[x.ndim - features :])
+def find_rule(module: nn.Module) -> Rule | None:
+    """The rule of a module's exact type (a subclass may compute something else), or None."""
+    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+        return _LINEAR  # Hugging Face's: a Linear whose weight is stored transposed
+    return RULES.get(type(module))

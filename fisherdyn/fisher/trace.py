@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..layers import LayerChoice, resolve_layers
-from ..likelihoods import LABELS, Categorical
+from ..likelihoods import LABELS, LIKELIHOODS, Likelihood, find_likelihood
 from . import hooks, vmap
-from .forward import Batch, device_of, inputs_of, no_trace
+from .forward import Batch, count_examples, device_of, inputs_of, no_trace, refuse_what_writes
 
 METHODS = {"hooks": hooks.squared_norms, "vmap": vmap.squared_norms}
 
@@ -58,6 +59,7 @@ def fisher_trace(
     loader: Iterable[Batch],
     *,
     layers: LayerChoice = None,
+    likelihood: Likelihood | str | None = None,
     labels: str = "class_mix",
     method: str = "hooks",
     num_batches: int | None = None,
@@ -68,17 +70,21 @@ def fisher_trace(
 
         tr(F_l) = E_x E_{y ~ p(.|x)} ||grad_{w_l} log p(y|x)||^2,
 
-    by per-example gradients, over the inputs of a loader (its labels are not used).
+    by per-example gradients, over the inputs of a loader (its labels are used by labels="empirical" alone).
 
     Args:
-        model: a classifier: logits (batch, classes), or a HF output with .logits. Measured in evaluation mode; its
+        model: returns logits, as a tensor, first in a tuple, or as .logits. Measured in evaluation mode; its
             weights, gradients, buffers, modes and `requires_grad`, every random state and the loader's generators are
             afterwards as they were. Frozen layers are measured like open ones.
         loader: batches that are dicts, (inputs, targets) or inputs.
         layers: see `fisherdyn.layers.resolve_layers`; None finds them.
-        labels: "class_mix" (default), "exact" or "sampled": see `Categorical.cotangents`. All are unbiased; the
-            variance of one example is 0 for "exact", at most 2 tr^2 for "class_mix", unbounded for "sampled".
-        method: "hooks" (Linear, LayerNorm, Embedding; no weight gradients) or "vmap" (any module, more memory).
+        likelihood: what the logits mean: a name in `fisherdyn.likelihoods.LIKELIHOODS` or an instance. None: by a Hugging
+            Face model's class and problem_type, else one softmax over logits of shape (batch, classes).
+        labels: "class_mix" (default), "exact" or "sampled" are unbiased: see `Likelihood.cotangents`; the variance of one
+            example is 0 for "exact", at most 2 tr^2 for "class_mix", unbounded for "sampled". "empirical" and "argmax"
+            are not tr(F), and are here to be compared with it.
+        method: "hooks" (no weight gradients; a module without a rule is run again example by example) or "vmap"
+            (torch.func; also tied weights and weights used outside their module; more memory).
         num_batches: read at most this many; None reads the loader to its end.
         generator: of label noise; default: a new one, seeded 0.
         progress: show a bar.
@@ -88,7 +94,7 @@ def fisher_trace(
         inputs and label noise, not the choice of a loader that is not a random sample.
 
     Cost:
-        A forward pass and, for each cotangent (exact: C - 1, else 1), a backward pass without weight gradients.
+        A forward pass and, for each cotangent (exact: C - 1 a softmax, else 1), a backward pass without weight gradients.
 
     Raises:
         ValueError: unknown method, labels or layer; no examples; logits or traces that are not finite; a module that the
@@ -103,27 +109,55 @@ def fisher_trace(
     if num_batches is not None and num_batches < 1:
         raise ValueError(f"expected num_batches of at least 1, got {num_batches}")
     device = device_of(model)
+    refuse_what_writes(model)
     chosen = resolve_layers(model, layers)
     generator = generator or torch.Generator().manual_seed(0)
-    likelihood = Categorical()
+    reading = _Reading(model, likelihood)
     values: list[Tensor] = []
     with no_trace(model, loader), tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=not progress) as bar:
-        for batch in loader:
+        for batch in _batches(loader):
             args, kwargs = inputs_of(batch, device)
 
-            def cotangents(logits: Tensor, examples: int = _length(args, kwargs)) -> Iterable[Tensor]:
-                likelihood.check(logits, examples)
-                return likelihood.cotangents(logits, labels, generator)
+            examples = count_examples(args, kwargs)
 
-            values.append(METHODS[method](model, args, kwargs, chosen, cotangents).cpu())
+            def cotangents(f: Tensor, batch: Batch = batch, examples: int = examples) -> Iterable[Tensor]:
+                assert reading.likelihood is not None
+                reading.likelihood.check(f, examples)
+                return reading.likelihood.cotangents(f, labels, generator, batch)
+
+            values.append(METHODS[method](model, args, kwargs, chosen, reading, cotangents).cpu())
             bar.update()
             if len(values) == num_batches:
                 break
-    return _summary(model, chosen, values, f"{method}/{labels}", likelihood.name)
+    return _summary(model, chosen, values, f"{method}/{labels}", reading.name)
 
 
-def _length(args: tuple[Tensor, ...], kwargs: dict[str, object]) -> int:
-    return len(next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)))
+class _Reading:
+    """A model's output -> the tensor f that its likelihood reads; where none is given, the first output says which."""
+
+    def __init__(self, model: nn.Module, likelihood: Likelihood | str | None) -> None:
+        if isinstance(likelihood, str):
+            if likelihood not in LIKELIHOODS:
+                raise ValueError(f"unknown likelihood={likelihood!r}: choose one of {', '.join(LIKELIHOODS)}")
+            likelihood = LIKELIHOODS[likelihood]()
+        self.model, self.likelihood = model, likelihood
+
+    def __call__(self, output: Any) -> Tensor:
+        if self.likelihood is None:
+            self.likelihood = find_likelihood(self.model, output)
+        return self.likelihood.outputs(output)
+
+    @property
+    def name(self) -> str:
+        return self.likelihood.name if self.likelihood is not None else ""
+
+
+def _batches(loader: Iterable[Batch]) -> Iterable[Batch]:
+    """The loader's batches; a single batch in its place is refused."""
+    one = isinstance(loader, Mapping) and any(isinstance(value, Tensor) for value in loader.values())
+    if isinstance(loader, Tensor) or one:
+        raise ValueError("expected a loader, that is batches, got a single batch: wrap it as [batch]")
+    return loader
 
 
 def _summary(

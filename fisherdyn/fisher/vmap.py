@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layers
-from .forward import count_examples, logits_of
+from .forward import count_examples
 
 CHUNK = 8
 
@@ -28,19 +28,22 @@ def squared_norms(
     args: tuple[Tensor, ...],
     kwargs: Mapping[str, Any],
     layers: Layers,
+    outputs: Callable[[Any], Tensor],
     cotangents: Callable[[Tensor], Iterable[Tensor]],
 ) -> Tensor:
     """sum over c of ||J_l^T c||^2 for each example and layer: (examples, layers). As `hooks.squared_norms`."""
     count_examples(args, kwargs)
     with torch.no_grad():
-        columns = torch.stack(list(cotangents(logits_of(model(*args, **kwargs)))), dim=1)
+        columns = torch.stack(list(cotangents(outputs(model(*args, **kwargs)))), dim=1)
     wanted = {name: model.get_parameter(name).detach() for names in layers.values() for name in names}
+    aliases = _aliases(model, wanted)
 
     def one_example(args: tuple[Tensor, ...], kwargs: dict[str, Any], columns: Tensor) -> Tensor:
         def logits(weights: dict[str, Tensor]) -> Tensor:
             one = {key: v[None] if isinstance(v, Tensor) else v for key, v in kwargs.items()}
-            output = torch.func.functional_call(model, weights, tuple(x[None] for x in args), one)
-            return logits_of(output)[0]
+            everywhere = {alias: weights[name] for alias, name in aliases.items()}
+            output = torch.func.functional_call(model, everywhere, tuple(x[None] for x in args), one, tie_weights=False)
+            return outputs(output)[0]
 
         pull_back = torch.func.vjp(logits, wanted)[1]
         total = torch.zeros(len(layers), dtype=torch.float64, device=columns.device)
@@ -56,3 +59,18 @@ def squared_norms(
         # Some operations are mapped one example at a time: slower, and no less right.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         return torch.func.vmap(one_example, in_dims=(0, batched, 0), chunk_size=CHUNK)(args, dict(kwargs), columns)
+
+
+def _aliases(model: nn.Module, wanted: Mapping[str, Tensor]) -> dict[str, str]:
+    """Every place where a wanted weight stands, once: name of the place -> name of the weight.
+
+    functional_call replaces place by place. Left to tie weights itself, it would replace one place of a module that is
+    registered twice two times over, and restore the wrong tensor.
+    """
+    names = {id(model.get_parameter(name)): name for name in wanted}
+    places: dict[tuple[int, str], tuple[str, str]] = {}
+    for place, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in names:
+            owner, _, short = place.rpartition(".")
+            places.setdefault((id(model.get_submodule(owner)), short), (place, names[id(parameter)]))
+    return dict(places.values())

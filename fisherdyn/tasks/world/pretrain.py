@@ -203,7 +203,8 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     recipe_file = args.out / RECIPE
     recipe = json.loads(recipe_file.read_text()) if recipe_file.exists() else {}
-    said = [f"--{name.replace('_', '-')} {value}" for name, value in vars(args).items() if value is not None and name != "out"]
+    given = {name: value for name, value in vars(args).items() if value is not None and name != "out"}
+    said = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
     command = " ".join(["python -m fisherdyn.tasks.world.pretrain", *said])
     languages = Languages(WORLD_SEED)
     if args.adapters is None:
