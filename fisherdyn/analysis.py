@@ -31,15 +31,15 @@ def learning_curve(ds: xr.Dataset, window: int = 3) -> xr.DataArray:
     is_open = ds["trainable"] > 0
     count = is_open.sum("layer")
     curve = ds["fisher_trace"].where(is_open, 0.0).sum("layer") / count.where(count > 0)
-    smooth = curve.rolling(step=window, center=True, min_periods=1).mean()
+    smooth = curve.rolling(step=window, center=True, min_periods=1).mean().where(count > 0)
     smooth.attrs = {"long_name": "tr(F) per open adapter", "units": "nat"}
     return smooth
 
 
 def peak(curve: xr.DataArray) -> xr.Dataset:
-    """Height of a curve's maximum and the step at which it stands (the first, of equals)."""
-    filled = curve.fillna(-np.inf)
-    found = xr.Dataset({"peak": curve.max("step"), "peak_step": filled.idxmax("step")})
+    """Height of a curve's maximum and the step at which it stands (the first, of equals); NaN where there is no curve."""
+    top = curve.max("step")
+    found = xr.Dataset({"peak": top, "peak_step": curve.fillna(-np.inf).idxmax("step").where(top.notnull())})
     found["peak"].attrs = {"long_name": "peak of tr(F) per open adapter", "units": "nat"}
     found["peak_step"].attrs = {"long_name": "step of the peak of tr(F)", "units": "step"}
     return found
@@ -108,7 +108,13 @@ def summarise(ds: xr.Dataset) -> xr.Dataset:
 
 
 def groups(transfer_of: dict[str, float], within: float = GROUP_WIDTH) -> list[list[str]]:
-    """Footnote 9: sort by transfer, take the best ungrouped one, and group with it all that are at most `within` below."""
+    """Footnote 9: sort by transfer, take the best ungrouped one, and group with it all that are at most `within` below.
+
+    Raises:
+        ValueError: a transfer that is NaN.
+    """
+    if unknown := [name for name, value in transfer_of.items() if math.isnan(value)]:
+        raise ValueError(f"expected a transfer for each schedule, got NaN for {', '.join(unknown)}")
     left = sorted(transfer_of, key=lambda name: -transfer_of[name])
     found = []
     while left:
@@ -145,7 +151,7 @@ def mean_interval(values: np.ndarray) -> Interval:
         return Interval(mean, -math.inf, math.inf, n)
     se = float(np.std(x, ddof=1)) / math.sqrt(n)
     half = float(stats.t.ppf(0.975, n - 1)) * se
-    p = float(stats.ttest_1samp(x, 0.0).pvalue) if se > 0 else float(mean == 0)
+    p = float(stats.ttest_1samp(x, 0.0).pvalue) if se != 0 else float(mean == 0)
     return Interval(mean, mean - half, mean + half, n, p)
 
 
@@ -156,31 +162,82 @@ def paired_difference(values: xr.DataArray, first: str, second: str) -> Interval
 
 
 def by_schedule(values: xr.DataArray) -> xr.DataArray:
-    """(run, ...) with coordinates schedule and seed -> (schedule, seed, ...)."""
+    """(run, ...) with coordinates schedule and seed -> (schedule, seed, ...), of the seeds that every schedule has.
+
+    Raises:
+        ValueError: no seed is complete.
+    """
     order = list(dict.fromkeys(values["schedule"].values.tolist()))
+    present = xr.ones_like(values["seed"], dtype=int).set_index(run=["schedule", "seed"]).unstack("run", fill_value=0)
+    complete = present["seed"].values[present.all("schedule").values]
+    if not len(complete):
+        raise ValueError("no seed has a run of every schedule: finish the sweep, or select schedules that have one")
     table = values.set_index(run=["schedule", "seed"]).unstack("run")
-    return table.reindex(schedule=order).transpose("schedule", "seed", ...)
+    return table.reindex(schedule=order, seed=complete).transpose("schedule", "seed", ...)
+
+
+def across_schedules(x: xr.DataArray, y: xr.DataArray, resamples: int = 9999) -> Interval:
+    """Whether schedules with a higher x have a higher y: Spearman's rho between (schedule, seed) tables, cross-fitted.
+
+    x is averaged over one half of the seeds and y over the other, both ways round: x and y of the same runs would go
+    together by those runs' noise alone, whatever the schedules do. Needs two seeds; the estimate is NaN with one.
+    """
+    halves = [slice(0, None, 2), slice(1, None, 2)]
+    if x.sizes["seed"] < 2:
+        return Interval(math.nan, math.nan, math.nan, x.sizes["schedule"])
+    first, second = ([table.isel(seed=half).mean("seed").values for half in halves] for table in (x, y))
+    return rank_correlation(np.array(first), np.array(second[::-1]), resamples=resamples)
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0, resamples: int = 9999) -> Interval:
-    """Spearman's rho with a bootstrap interval (percentile) and a permutation p-value; needs at least 4 points."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    n = len(x)
-    if n < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    """Spearman's rho with a bootstrap interval (percentile) and a permutation p-value; needs at least 4 points.
+
+    Args:
+        x, y: (points,), or (pairs, points): then rho is the mean over pairs, whose points are resampled together.
+
+    Returns:
+        An Interval of NaN where a row is constant, too short or has a NaN.
+    """
+    x, y = np.atleast_2d(np.asarray(x, dtype=float)), np.atleast_2d(np.asarray(y, dtype=float))
+    n = x.shape[1]
+    if n < 4 or np.isnan(x).any() or np.isnan(y).any() or not (_vary(x) and _vary(y)):
         return Interval(math.nan, math.nan, math.nan, n)
     rng = np.random.default_rng(seed)
-    rank_x, rank_y = _centred_ranks(x), _centred_ranks(y)
-    found = float(rank_x @ rank_y)
-    shuffled = np.array([rank_x @ rng.permutation(rank_y) for _ in range(resamples)])
+    rank_x, rank_y = _unit_ranks(x), _unit_ranks(y)
+    found = float((rank_x * rank_y).sum(axis=-1).mean())
+    orders = rng.permuted(np.tile(np.arange(n), (resamples, 1)), axis=1)
+    shuffled = (rank_x[:, None] * rank_y[:, orders]).sum(axis=-1).mean(axis=0)
     p = (1 + int((np.abs(shuffled) >= abs(found) - 1e-12).sum())) / (resamples + 1)
     draws = rng.integers(n, size=(resamples, n))
-    boot = [_centred_ranks(x[i]) @ _centred_ranks(y[i]) for i in draws if np.ptp(x[i]) > 0 and np.ptp(y[i]) > 0]
-    low, high = np.percentile(boot, [2.5, 97.5])
+    boot = (_unit_ranks(x[:, draws]) * _unit_ranks(y[:, draws])).sum(axis=-1).mean(axis=0)
+    low, high = np.nanpercentile(boot, [2.5, 97.5])
     return Interval(found, float(low), float(high), n, p)
 
 
-def _centred_ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks, centred and of unit length: their dot product is Spearman's rho."""
-    ranks = stats.rankdata(x)
-    ranks = ranks - ranks.mean()
-    return ranks / np.linalg.norm(ranks)
+def _vary(rows: np.ndarray) -> bool:
+    return bool((np.ptp(rows, axis=1) > 0).all())
+
+
+def _unit_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis, centred and of unit length: their dot product is Spearman's rho; NaN where constant."""
+    ranks = stats.rankdata(values, axis=-1)
+    ranks = ranks - ranks.mean(axis=-1, keepdims=True)
+    length = np.linalg.norm(ranks, axis=-1, keepdims=True)
+    return np.divide(ranks, length, out=np.full_like(ranks, np.nan), where=length > 0)
+
+
+def order_effect(values: xr.DataArray) -> tuple[float, float, float]:
+    """Whether schedules differ: a two-way table (schedule, seed) without interaction.
+
+    Returns:
+        sd of the schedules' means; sd of one run around schedule and seed; p of the F test (1 where all are equal).
+    """
+    schedules, seeds = values.sizes["schedule"], values.sizes["seed"]
+    between = float(values.mean("seed").std(ddof=1))
+    residual = values - values.mean("seed") - values.mean("schedule") + values.mean()
+    freedom = (schedules - 1) * (seeds - 1)
+    noise = float(np.sqrt((residual**2).sum() / freedom))
+    if between < 1e-12:
+        return between, noise, 1.0
+    ratio = between**2 * seeds / noise**2 if noise > 0 else math.inf
+    return between, noise, float(stats.f.sf(ratio, schedules - 1, freedom))

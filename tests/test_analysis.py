@@ -118,6 +118,59 @@ def test_rank_correlation_finds_and_does_not_invent():
     false = sum(analysis.rank_correlation(*rng.normal(size=(2, 10)), resamples=199).p < 0.05 for _ in range(400))
     assert false / 400 <= 0.08
     assert np.isnan(analysis.rank_correlation(np.ones(5), x[:5]).estimate)
+    assert np.isnan(analysis.rank_correlation(x, np.where(x > 1, np.nan, x)).p)
+
+
+def _tables(rng, effect, noise):
+    """Two (schedule, seed) tables whose runs share noise; schedules move both by `effect`."""
+    moved, shared = rng.normal(size=(10, 1)), rng.normal(size=(10, 8))
+    dims = ("schedule", "seed")
+    return (xr.DataArray(effect * moved + noise * shared + 0.5 * rng.normal(size=(10, 8)), dims=dims) for _ in range(2))
+
+
+def test_noise_that_runs_share_is_not_an_effect_of_the_order():
+    rng = np.random.default_rng(0)
+    tables = [tuple(_tables(rng, 0.0, 1.0)) for _ in range(150)]
+    assert np.mean([_correlates(analysis.across_schedules(x, y, resamples=199)) for x, y in tables]) <= 0.1
+    naive = [analysis.rank_correlation(x.mean("seed").values, y.mean("seed").values, resamples=199) for x, y in tables]
+    assert np.mean([_correlates(found) for found in naive]) > 0.5  # negative control: the same runs on both sides
+    assert _correlates(analysis.across_schedules(*_tables(rng, 2.0, 1.0)))
+
+
+def _correlates(found):
+    return found.p < 0.05
+
+
+def test_order_effect_at_its_level():
+    rng = np.random.default_rng(0)
+    tables = [xr.DataArray(rng.normal(size=(6, 5)), dims=("schedule", "seed")) for _ in range(400)]
+    assert 0.02 < np.mean([analysis.order_effect(table)[2] < 0.05 for table in tables]) < 0.09
+    table = tables[0] + xr.DataArray(np.arange(6.0), dims="schedule")
+    assert analysis.order_effect(table)[2] < 0.01
+    assert analysis.order_effect(0.5 * xr.ones_like(table))[2] == 1
+
+
+def test_only_complete_seeds_are_compared():
+    values = xr.DataArray(
+        [1.0, 2.0, 3.0, 10.0], {"schedule": ("run", ["x", "x", "y", "y"]), "seed": ("run", [0, 1, 0, 2])}, ["run"]
+    )
+    table = analysis.by_schedule(values)
+    assert table["seed"].values.tolist() == [0]
+    assert analysis.paired_difference(values, "y", "x").n == 1
+    with pytest.raises(ValueError, match="no seed has a run of every schedule"):
+        analysis.by_schedule(values.isel(run=[1, 2]))
+    with pytest.raises(ValueError, match="got NaN for b"):
+        analysis.groups({"a": 0.5, "b": np.nan})
+    assert np.isnan(analysis.mean_interval(np.array([1.0, np.nan])).p)
+
+
+def test_a_curve_is_nan_where_nothing_is_open():
+    ds = _record()
+    ds["trainable"][:, :2] = 0
+    curve = analysis.learning_curve(ds)
+    assert curve.isnull().values.tolist() == [[True, True, False, False, False]] * 2
+    ds["trainable"][0] = 0
+    assert np.isnan(analysis.peak(analysis.learning_curve(ds))["peak_step"].values).tolist() == [True, False]
 
 
 def test_rank_correlation_is_scipys():

@@ -29,7 +29,7 @@ def table(ds: xr.Dataset) -> str:
         best, worst = language.idxmax("target").item(), language.idxmin("target").item()
         more = "≥ " if bool((by["censored"].sel(schedule=name) > 0).any()) else ""
         rows.append(
-            f"| {name} | {source:.1f} | {transfer.estimate:.1f} ± {transfer.half:.1f} "
+            f"| {name} | {source:.1f} | {transfer.estimate:.1f} {_half(transfer)} "
             f"| {best} {float(language.max()):.1f} | {worst} {float(language.min()):.1f} "
             f"| {float(by['peak'].sel(schedule=name).mean()):.3g} "
             f"| {more}{float(by['width'].sel(schedule=name).mean()):.0f} |"
@@ -63,6 +63,10 @@ def findings(ds: xr.Dataset) -> str:
     return "\n".join(f"- {sentence}" for sentence in said if sentence)
 
 
+def _half(x: analysis.Interval) -> str:
+    return "(one seed)" if x.n < 2 else f"± {x.half:.1f}"
+
+
 def _points(x: analysis.Interval) -> str:
     if x.n < 2:
         return f"{100 * x.estimate:+.1f} points (one seed: no interval)"
@@ -72,7 +76,9 @@ def _points(x: analysis.Interval) -> str:
 def _compared(found: xr.Dataset, first: str, second: str) -> str:
     transfer = analysis.paired_difference(found["transfer"], first, second)
     source = analysis.paired_difference(found["source"], first, second)
-    if transfer.n < 2 or not transfer.excludes_zero:
+    if transfer.n < 2:
+        verdict = f"Not answered with one seed: whether {first} transfers better than {second}"
+    elif not transfer.excludes_zero:
         verdict = f"Not found: a difference in transfer between {first} and {second}"
     else:
         verdict = f"Found: {first} transfers {'better' if transfer.estimate > 0 else 'worse'} than {second}"
@@ -80,16 +86,11 @@ def _compared(found: xr.Dataset, first: str, second: str) -> str:
 
 
 def _spread(transfer: xr.DataArray) -> str:
-    """Between-schedule spread against what seeds alone would give, by the two-way table without interaction."""
-    seeds = transfer.sizes["seed"]
-    between = float(transfer.mean("seed").std(ddof=1))
-    if seeds < 2:
-        return f"Not answered with one seed: whether the order matters (sd over schedules {100 * between:.1f} points)."
-    residual = transfer - transfer.mean("seed") - transfer.mean("schedule") + transfer.mean()
-    freedom = (transfer.sizes["schedule"] - 1) * (seeds - 1)
-    noise = float(np.sqrt((residual**2).sum() / freedom))
-    ratio = between**2 * seeds / noise**2 if noise > 0 else np.inf
-    p = float(analysis.stats.f.sf(ratio, transfer.sizes["schedule"] - 1, freedom))
+    """Between-schedule spread against what seeds alone would give."""
+    if transfer.sizes["seed"] < 2:
+        between = 100 * float(transfer.mean("seed").std(ddof=1))
+        return f"Not answered with one seed: whether the order matters (sd over schedules {between:.1f} points)."
+    between, noise, p = analysis.order_effect(transfer)
     verdict = "Found: the order matters for transfer" if p < 0.05 else "Not found: an effect of the order on transfer"
     return (
         f"{verdict} (sd over schedules {100 * between:.1f} points, of one run around schedule and seed "
@@ -98,27 +99,36 @@ def _spread(transfer: xr.DataArray) -> str:
 
 
 def _correlated(found: xr.Dataset, orders: list[str], name: str, what: str) -> str:
-    mean = {v: analysis.by_schedule(found[v]).sel(schedule=orders).mean("seed").values for v in (name, "transfer")}
-    rho = analysis.rank_correlation(mean[name], mean["transfer"])
+    x, y = (analysis.by_schedule(found[v]).sel(schedule=orders) for v in (name, "transfer"))
+    if x.sizes["seed"] < 2:
+        return f"Not answered with one seed: whether the {what} of tr(F)'s peak goes with transfer."
+    rho = analysis.across_schedules(x, y)
     if np.isnan(rho.estimate):
-        return f"Not answered: whether the peak's {what} goes with transfer (it is the same in all schedules)."
-    verdict = "Found: the" if rho.p < 0.05 else "Not found: that the"
-    verb = ("goes" if rho.estimate > 0 else "goes against") if rho.p < 0.05 else "goes"
-    link = "" if "against" in verb else " with"
+        return f"Not answered: whether the {what} of tr(F)'s peak goes with transfer (it is the same in all orders)."
+    if rho.p >= 0.05:
+        verdict = f"Not found: that the {what} of tr(F)'s peak goes with transfer"
+    else:
+        verdict = f"Found: the {what} of tr(F)'s peak goes {'with' if rho.estimate > 0 else 'against'} transfer"
+    censored = int(found["censored"].sum()) if name == "width" else 0
+    note = f"; {censored} of {found.sizes['run']} widths are lower bounds" if censored else ""
     return (
-        f"{verdict} {what} of tr(F)'s peak {verb}{link} transfer across the {rho.n} orders: Spearman {rho.estimate:+.2f} "
-        f"[{rho.low:+.2f}, {rho.high:+.2f}], permutation p = {rho.p:.2g}."
+        f"{verdict} across the {rho.n} orders, each from one half of the seeds: Spearman {rho.estimate:+.2f} "
+        f"[{rho.low:+.2f}, {rho.high:+.2f}], permutation p = {rho.p:.2g}{note}."
     )
 
 
 def _hill(found: xr.Dataset) -> str:
     peak = analysis.by_schedule(found["peak"])
     ratio = analysis.mean_interval(np.log((peak.sel(schedule=TOP_DOWN) / peak.sel(schedule=STANDARD)).values))
-    clear = ratio.n > 1 and ratio.excludes_zero
+    estimate = f"ratio {np.exp(ratio.estimate):.2g}"
+    if ratio.n < 2:
+        return f"Not answered with one seed: whether tr(F) peaks higher under {TOP_DOWN} than under {STANDARD} ({estimate})."
     higher = "higher" if ratio.estimate > 0 else "lower"
-    verdict = f"Found: tr(F) per open adapter peaks {higher}" if clear else "Not found: a peak of tr(F) that differs"
-    interval = f" [{np.exp(ratio.low):.2g}, {np.exp(ratio.high):.2g}]" if ratio.n > 1 else " (one seed: no interval)"
-    return f"{verdict} under {TOP_DOWN} than under {STANDARD}: ratio {np.exp(ratio.estimate):.2g}{interval}."
+    verdict = (
+        "Found: tr(F) per open adapter peaks " + higher if ratio.excludes_zero else "Not found: a peak that differs"
+    )
+    interval = f"[{np.exp(ratio.low):.2g}, {np.exp(ratio.high):.2g}]"
+    return f"{verdict} under {TOP_DOWN} than under {STANDARD}, paired over seeds: {estimate} {interval}."
 
 
 def _by_distance(ds: xr.Dataset) -> str:
