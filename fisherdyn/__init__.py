@@ -21,7 +21,7 @@ _HOME = {
 }
 _ROOMS = ("analysis", "layers", "plots", "policies", "schedule", "tasks")
 
-__all__ = [*_HOME, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_HOME, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:

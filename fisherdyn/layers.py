@@ -16,6 +16,10 @@ _ADAPTER = re.compile(r"\.(\d+)\.(?:.*\.)?adapters\.([^.]+)\.")
 """How the adapters library names a parameter: the block's number, then the adapter's name."""
 
 
+_HEAD = re.compile(r"(^|[._])(head|classif\w*|lm_head|score|qa_outputs|pooler|fc|output)([._]|$)")
+"""Names that are above the stack wherever the model registers them: the order of registration need not be that of calls."""
+
+
 def resolve_layers(model: nn.Module, choice: LayerChoice = None) -> Layers:
     """The layers of a model.
 
@@ -31,14 +35,22 @@ def resolve_layers(model: nn.Module, choice: LayerChoice = None) -> Layers:
     if choice is None:
         layers = find_layers(model)
     elif isinstance(choice, str):
-        pattern = re.compile(choice)
+        try:
+            pattern = re.compile(choice)
+        except re.error as error:
+            raise ValueError(f"layers={choice!r} is not a regular expression: {error}") from None
         if pattern.groups < 1:
             raise ValueError(f"layers={choice!r}: expected a regular expression with a group that is the layer's name")
         layers = _group(names, lambda name: m.group(1) if (m := pattern.search(name)) else None)
     elif callable(choice):
         layers = _group(names, choice)
-    else:
+    elif isinstance(choice, Mapping) and not any(isinstance(parameters, str) for parameters in choice.values()):
         layers = {layer: tuple(parameters) for layer, parameters in choice.items()}
+    else:
+        raise ValueError(
+            f"layers={choice!r}: expected a dict of layer -> tuple of parameter names, a regular expression with a group, "
+            "or a function of a parameter's name"
+        )
     return _checked(layers, names)
 
 
@@ -87,16 +99,21 @@ def find_layers(model: nn.Module) -> Layers:
 
 
 def adapter_layers(model: nn.Module, *adapters: str) -> Layers:
-    """One layer a block, named by its number: the parameters of the named adapters of the adapters library."""
+    """One layer a block, named by its number: the parameters of the named adapters of the adapters library.
 
-    def block(name: str) -> str | None:
-        m = _ADAPTER.search(name)
-        return m.group(1) if m and m.group(2) in adapters else None
-
-    layers = _group([name for name, _ in model.named_parameters()], block)
-    if not layers:
+    Where there are several stacks (encoder and decoder), the name has what precedes the number too: "encoder.layers.0".
+    """
+    found = {name: m for name, _ in model.named_parameters() if (m := _ADAPTER.search(name)) and m.group(2) in adapters}
+    if not found:
         raise ValueError(f"no adapter named {' or '.join(map(repr, adapters))} has parameters in this model")
-    return dict(sorted(layers.items(), key=lambda item: int(item[0])))
+    stacks = list(dict.fromkeys(name[: m.start(1)] for name, m in found.items()))
+
+    def block(name: str) -> str:
+        m = found[name]
+        return m.group(1) if len(stacks) == 1 else name[: m.end(1)]
+
+    order = sorted(found, key=lambda name: (stacks.index(name[: found[name].start(1)]), int(found[name].group(1))))
+    return _group(order, block)
 
 
 def _largest_stack(model: nn.Module) -> str | None:
@@ -116,7 +133,10 @@ def _stack_layers(model: nn.Module, stack: str) -> Layers:
 
     def part(i: int, name: str) -> str:
         m = inside.match(name)
-        return m.group(1) if m else ("head" if i > last else "embeddings")
+        return m.group(1) if m else ("head" if i > last or _HEAD.search(name) else "embeddings")
 
     where = {name: part(i, name) for i, name in enumerate(names)}
-    return _group(names, where.__getitem__)
+    below = [name for name in names if where[name] == "embeddings"]
+    return _group(
+        [*below, *(name for name in names if name not in below and where[name] != "head")], where.__getitem__
+    ) | (_group([name for name in names if where[name] == "head"], where.__getitem__))

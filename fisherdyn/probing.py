@@ -25,7 +25,7 @@ def probe(model: nn.Module, loader: Iterable[Batch] | Mapping[str, Iterable[Batc
         **options: those of `fisherdyn.fisher_trace`.
 
     Returns:
-        Dataset over layer: fisher_trace and fisher_trace_se (nats per unit of weight squared), num_params, trainable;
+        Dataset over layer: fisher_trace and fisher_trace_se (nat), num_params, trainable;
         attributes: estimator, likelihood, mode, batches, examples, versions, device.
 
     Raises:

@@ -69,13 +69,15 @@ def fit(
         ValueError: steps, interval or record_every below 1; a policy that names unknown layers; a loss or tr(F) that is not
             finite (with the step).
     """
-    for name, value in {"steps": steps, "record_every": record_every}.items():
-        if value < 1:
+    for name, value in {"steps": steps, "record_every": record_every, "evaluate_every": evaluate_every}.items():
+        if value is not None and value < 1:
             raise ValueError(f"expected {name} of at least 1, got {value}")
+    if not isinstance(policy, Policy):
+        raise ValueError(f"expected a policy such as fisherdyn.policies.fun(), got {policy!r}")
     unfreezing = Unfreezing(policy, resolve_layers(model, layers), interval)
-    # Two generators: how often tr(F) is measured must not change what a random policy chooses.
-    chance, noise = (torch.Generator().manual_seed(seed) for _ in range(2))
-    log = _Log(probe_loader, labels, noise, evaluate_source, evaluate or {})
+    # Three generators: how often tr(F) is recorded must change neither what a policy draws nor what it measures.
+    chance, selecting, recording = (torch.Generator().manual_seed(seed) for _ in range(3))
+    log = _Log(probe_loader, labels, recording, evaluate_source, evaluate or {})
     grouped = {name for names in unfreezing.layers.values() for name in names}
     parameters = [p for name, p in model.named_parameters() if name in grouped or p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
@@ -83,7 +85,7 @@ def fit(
 
     for step in range(steps + 1):
         if unfreezing.due(step):
-            scores = log.measure(model, unfreezing).scores() if policy.needs_scores else {}
+            scores = log.measure(model, unfreezing, step, selecting).scores() if policy.needs_scores else {}
             unfreezing.select(step, scores, chance)
         unfreezing.apply(model, step)
         if step % record_every == 0 or step == steps:
@@ -93,7 +95,7 @@ def fit(
         if step == steps:
             break
         model.train()
-        loss = model(**next(batches)).loss
+        loss = _loss(model, next(batches))
         if not torch.isfinite(loss):
             raise ValueError(f"the training loss is {loss.item()} at step {step}: lower lr ({lr}) or look at the batch")
         optimizer.zero_grad()
@@ -106,11 +108,20 @@ def fit(
     return log.dataset(unfreezing, {**configuration, "weight_decay": weight_decay, "device": str(device_of(model))})
 
 
+def _loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    loss = getattr(model(**batch), "loss", None)
+    if loss is None:
+        raise ValueError(f"expected an output with .loss: the batch has {', '.join(batch)}; add labels to it")
+    return loss
+
+
 def _forever(loader: Iterable[dict[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
     while True:
         empty = True
         for batch in loader:
             empty = False
+            if not isinstance(batch, Mapping):
+                raise ValueError(f"expected batches that are dicts by argument name, got {type(batch).__name__}")
             yield {name: value.to(device) for name, value in batch.items()}
         if empty:
             raise ValueError(
@@ -138,13 +149,16 @@ class _Log:
         self.metrics: list[list[float]] = []
         self.last: FisherTrace | None = None
 
-    def measure(self, model: nn.Module, unfreezing: Unfreezing) -> FisherTrace:
-        return fisher_trace(
-            model, self.probe_loader, layers=unfreezing.layers, labels=self.labels, generator=self.generator
-        )
+    def measure(self, model: nn.Module, unfreezing: Unfreezing, step: int, generator: torch.Generator) -> FisherTrace:
+        try:
+            return fisher_trace(
+                model, self.probe_loader, layers=unfreezing.layers, labels=self.labels, generator=generator
+            )
+        except ValueError as error:
+            raise ValueError(f"tr(F) at step {step}: {error}") from error
 
     def record(self, model: nn.Module, unfreezing: Unfreezing, step: int) -> None:
-        self.last = trace = self.measure(model, unfreezing)
+        self.last = trace = self.measure(model, unfreezing, step, self.generator)
         is_open = unfreezing.open_at(step)
         row = {
             "fisher_trace": trace.trace.numpy(),

@@ -28,6 +28,9 @@ def transfer(ds: xr.Dataset) -> Figure:
         return figure
 
 
+NEEDED = ("fisher_trace", "trainable", "source_metric", "metric", "schedule", "seed", "distance")
+"""What a sweep's record has and these figures are drawn from."""
+
 FIGURES: dict[str, Callable[[xr.Dataset], Figure]] = {"fig4": fig4, "transfer": transfer}
 
 
@@ -55,11 +58,13 @@ def main(argv: list[str] | None = None) -> int:
                 ds = opened.load()
         except (OSError, ValueError) as error:
             parser.error(f"--runs {path}: not a record that can be read ({str(error).splitlines()[0]})")
+        if missing := [name for name in NEEDED if name not in ds.variables]:
+            parser.error(f"--runs {path}: not the record of a permutation sweep: it has no {', '.join(missing)}")
         for name in wanted:
             figure = FIGURES[name](ds)
             for ending in formats:
                 target = args.out / f"{name}-{path.stem}.{ending}"
-                figure.savefig(target)
+                plots.save(figure, target)
                 print(target)
     return 0
 

@@ -1,4 +1,4 @@
-"""Shapes are checked under pytest: jaxtyping's annotations, by beartype. Weights come from a short pretraining, once."""
+"""Shapes are checked under pytest: jaxtyping's annotations, by beartype."""
 
 from __future__ import annotations
 

@@ -142,14 +142,16 @@ def test_repeating_a_finished_sweep_trains_nothing(finished, capsys):
         (["--speed", "9"], "unrecognized arguments: --speed 9"),
         (["--out", "FILE"], "expected a folder, found a file"),
         (["--out", "FILE/sub"], "cannot be written"),
-        (["--out", "OTHER"], "holds a sweep with other settings and runs"),
+        (["--out", "OTHER"], "holds a sweep with other settings and runs and versions"),
         (["--out", "BROKEN"], "sweep.json is damaged"),
     ],
 )
 def test_wrong_arguments_end_with_one_line_and_2(arguments, message, tmp_path, capsys):
     (tmp_path / "FILE").write_text("kept")
     (tmp_path / "OTHER").mkdir()
-    (tmp_path / "OTHER" / "sweep.json").write_text('{"study": "permutations", "settings": {}, "runs": []}')
+    (tmp_path / "OTHER" / "sweep.json").write_text(
+        '{"study": "permutations", "settings": {}, "runs": [], "versions": {}}'
+    )
     (tmp_path / "BROKEN").mkdir()
     (tmp_path / "BROKEN" / "sweep.json").write_text("{")
     places = [str(tmp_path / a) if a.isupper() or a == "FILE/sub" else a for a in arguments]
@@ -240,7 +242,7 @@ def test_figure_4_is_the_papers():
     assert FIGURE_4[7] == (10, 1, 0, 3, 9, 6, 8, 2, 5, 7, 4)  # footnote 8's example
 
 
-def _sweep_record(effect: float, seeds: int = 8) -> xr.Dataset:
+def sweep_record(effect: float, seeds: int = 8) -> xr.Dataset:
     """A made-up sweep where top-down is better than standard by `effect`, and a higher peak goes with transfer."""
     rng = np.random.default_rng(0)
     names = ["standard", "top-down", *(f"figure-4/{i}" for i in range(1, 10))]
@@ -273,19 +275,39 @@ def _sweep_record(effect: float, seeds: int = 8) -> xr.Dataset:
 
 
 def test_findings_say_found_only_where_it_is():
-    said = report.findings(_sweep_record(0.05))
+    said = report.findings(sweep_record(0.05))
     assert "Found: top-down transfers better than standard, paired over seeds: +4.9 points" in said
     assert "Found: the order matters" in said
     assert "Found: the height of tr(F)'s peak goes with transfer" in said
     assert "Found: transfer falls with a language's distance" in said
-    assert "transfers worse" in report.findings(_sweep_record(-0.05))
-    assert "Not found: a difference in transfer" in report.findings(_sweep_record(0.0))
+    assert "transfers worse" in report.findings(sweep_record(-0.05))
+    assert "Not found: a difference in transfer" in report.findings(sweep_record(0.0))
 
 
 def test_one_seed_has_no_interval():
-    ds = _sweep_record(0.05, seeds=1)
+    ds = sweep_record(0.05, seeds=1)
     assert "(one seed)" in report.table(ds)
     assert "inf" not in report.table(ds)
     said = report.findings(ds)
     assert said.count("Not answered with one seed") == 5
     assert "Found: top-down" not in said
+
+
+def _kills_its_worker(run: Run, settings: Settings) -> xr.Dataset:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def test_a_killed_worker_is_reported():
+    runs = {i: Run("standard", (), i) for i in range(2)}
+    found = dict(run_all(runs, Settings(), 2, _kills_its_worker))
+    assert all("worker process was killed" in str(error) for error in found.values())
+
+
+def test_a_sweep_begun_with_other_versions_is_not_gone_on_with(tmp_path):
+    runs = studies.permutations([0], 0)
+    SweepStore(tmp_path, "permutations", runs, Settings()).close()
+    plan_file = tmp_path / "sweep.json"
+    plan_file.write_text(plan_file.read_text().replace('"revision": "', '"revision": "another-'))
+    with pytest.raises(ValueError, match="holds a sweep with other versions"):
+        SweepStore(tmp_path, "permutations", runs, Settings())

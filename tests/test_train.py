@@ -107,9 +107,12 @@ def test_every_policy_trains_and_repeats(model, data, name):
     assert a["train_loss"][-1] < a["train_loss"][1]
 
 
-def test_recording_more_often_changes_no_choice(model, data):
+@pytest.mark.parametrize("policy", [policies.random_order, policies.fun])
+@pytest.mark.parametrize("seed", range(4))
+def test_recording_more_often_changes_no_choice(model, data, policy, seed):
     twin = copy.deepcopy(model)
-    rarely, often = (run(m, data, policies.random_order(), record_every=n) for m, n in ((model, 20), (twin, 1)))
+    pairs = ((model, 20), (twin, 1))
+    rarely, often = (run(m, data, policy(), record_every=n, labels="sampled", seed=seed) for m, n in pairs)
     assert rarely["selected"].values.tolist() == often["selected"].values.tolist()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 

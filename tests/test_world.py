@@ -15,6 +15,7 @@ from fisherdyn.tasks.world import describe, encoder, grammar, inference, pretrai
 from fisherdyn.tasks.world.__main__ import main as describe_main
 from fisherdyn.tasks.world.corpus import Corpus, sample_documents
 from fisherdyn.tasks.world.languages import LANGUAGES, MASK, PAD, Languages, distance, slot_order
+from fisherdyn.tasks.world.task import TEST, TRAIN
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +288,38 @@ def test_unknown_task_and_language(task):
         task.split(2, "qq")
     with pytest.raises(ValueError, match="at least one example"):
         tasks.load("world", probe_examples=0)
+
+
+def test_the_task_uses_the_splits_that_it_names(task):
+    """Targets are tested on their own text, tr(F) is measured on inputs that are not trained on, and no case is said."""
+    for code, metric in task.evaluate().items():
+        expected = task.split(TEST, code)["input_ids"]
+        assert torch.equal(metric.keywords["split"]["input_ids"], expected)
+        assert metric.keywords["code"] == code
+        assert expected.shape != task.split(TEST)["input_ids"].shape or not torch.equal(
+            expected, task.split(TEST)["input_ids"]
+        )
+    trained = {tuple(row[row > 0].tolist()) for row in task.split(TRAIN)["input_ids"]}
+    probed = {tuple(row[row > 0].tolist()) for batch in task.probe_loader() for row in batch["input_ids"]}
+    assert len(probed - trained) > 0.8 * len(probed)
+    markers = {
+        int(task.languages.lexicon[row, c.ID[case]]) for row in range(10) for case in (c.SUBJECT_CASE, c.OBJECT_CASE)
+    }
+    for code in task.languages.codes:
+        assert not markers - {0} & set(task.split(TEST, code)["input_ids"].flatten().tolist())
+
+
+def test_every_seed_of_the_task_speaks_the_world_that_the_encoder_knows():
+    one, other = (tasks.load("world", seed=seed, train_examples=8, dev_examples=8, test_examples=8) for seed in (0, 1))
+    assert one.languages.vocabulary == other.languages.vocabulary
+    assert not torch.equal(one.split(TEST)["labels"], other.split(TEST)["labels"])
+
+
+@pytest.mark.parametrize("code", ["so", "mi", "hu"])
+def test_negation_stands_where_the_dial_says(languages, code):
+    language = LANGUAGES[languages.index(code)]
+    order = slot_order(language)
+    verb, negation = order.index(grammar.VERB), order.index(grammar.NEG)
+    assert {"before": negation == verb - 1, "after": negation == verb + 1, "last": negation == len(order) - 1}[
+        language.negation
+    ]

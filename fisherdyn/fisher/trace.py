@@ -25,7 +25,7 @@ class FisherTrace:
 
     Attributes:
         layers: names, bottom first.
-        trace: (layers,) the estimate, in nats / (unit of a weight)^2.
+        trace: (layers,) the estimate, in nats (a second derivative of KL in nats by dimensionless weights).
         se: (layers,) its standard error: sd of the per-example values / sqrt(examples).
         num_params: (layers,).
         trainable: (layers,) whether any of the layer's parameters has requires_grad.

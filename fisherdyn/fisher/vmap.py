@@ -58,7 +58,15 @@ def squared_norms(
     with torch.no_grad(), warnings.catch_warnings():
         # Some operations are mapped one example at a time: slower, and no less right.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        return torch.func.vmap(one_example, in_dims=(0, batched, 0), chunk_size=CHUNK)(args, dict(kwargs), columns)
+        try:
+            return torch.func.vmap(one_example, in_dims=(0, batched, 0), chunk_size=CHUNK)(args, dict(kwargs), columns)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            raise ValueError(
+                f"torch.func cannot map {type(model).__name__}, whose forward pass depends on its data: load it with "
+                f'attn_implementation="eager", or use method="hooks" ({str(error).splitlines()[0][:120]})'
+            ) from error
 
 
 def _aliases(model: nn.Module, wanted: Mapping[str, Tensor]) -> dict[str, str]:

@@ -66,17 +66,18 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
         raise ValueError(f"--lr {args.lr}: expected a positive number")
     if args.first_seed < 0:
         raise ValueError(f"--first-seed {args.first_seed}: expected at least 0")
-    tasks.load(args.task).build_model(args.first_seed)  # an unknown task or damaged weights end here, not in a worker
     settings = Settings(
         task=args.task,
         steps=args.steps,
-        interval=args.interval or max(1, int(SHARE_OF_OPENING * args.steps / 11)),
+        interval=args.interval or max(1, int(SHARE_OF_OPENING * args.steps / (studies.LAYERS - 1))),
         lr=args.lr,
         record_every=max(1, args.steps // 15),
         evaluate_every=max(1, args.steps // 4),
     )
     orders = [studies.parse_order(text) for text in args.order]
-    return studies.permutations(range(args.first_seed, args.first_seed + args.seeds), args.schedules, orders), settings
+    runs = studies.permutations(range(args.first_seed, args.first_seed + args.seeds), args.schedules, orders)
+    tasks.load(args.task).build_model(args.first_seed)  # an unknown task or damaged weights end here, not in a worker
+    return runs, settings
 
 
 @contextmanager
@@ -128,7 +129,7 @@ def run(store: SweepStore, workers: int) -> list[str]:
 
 def sweep(store: SweepStore, workers: int) -> int:
     """Runs what is left, publishes the dataset and says what it shows; the exit code."""
-    opening, steps = store.settings.interval * 11, store.settings.steps
+    opening, steps = store.settings.interval * (studies.LAYERS - 1), store.settings.steps
     if opening > 0.6 * steps:
         print(f"note: the last layer opens at step {opening} of {steps}: little or no time to train with all open")
     failed = run(store, workers)
@@ -150,7 +151,7 @@ def open_store(parser: Parser, args: argparse.Namespace) -> SweepStore:
     try:
         runs, settings = plan(args)
         return SweepStore(args.out, args.study, runs, settings)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         parser.error(str(error))
 
 

@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 
 import torch
@@ -67,13 +68,21 @@ def run_all(
     try:
         futures = {pool.submit(_guarded, execute, run, settings): index for index, run in runs.items()}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            yield futures[future], _result(future)
     except BaseException:  # Ctrl-C, or the caller stopped listening: runs that are under way are given up
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
         raise
     pool.shutdown()
+
+
+def _result(future: Future[xr.Dataset | Exception]) -> xr.Dataset | Exception:
+    """A worker that is killed takes the whole pool with it: every run that was left is reported as that."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return RuntimeError("a worker process was killed, perhaps for want of memory: try fewer --workers")
 
 
 def _guarded(execute: Execute, run: Run, settings: Settings) -> xr.Dataset | Exception:

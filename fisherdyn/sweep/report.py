@@ -150,6 +150,5 @@ def write(ds: xr.Dataset, folder: Path) -> list[Path]:
     figure = plots.figure_4(ds)
     paths = [folder / "figure-4.png", folder / "figure-4.pdf"]
     for path in paths:
-        # No date in the file: the same data is the same picture, byte for byte.
-        figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+        plots.save(figure, path)
     return [report, *paths]

@@ -29,7 +29,8 @@ class SweepStore:
     Args:
         folder: made if it is not there.
         study: name of the study, and of the NetCDF file.
-        runs, settings: the plan. A folder that holds another plan is refused.
+        runs, settings: the plan. A folder that holds another plan is refused, and so is one begun with other versions:
+            one dataset has one stamp.
 
     Raises:
         ValueError: the folder is a file, holds something else, another plan or damaged runs, cannot be written, or is in
@@ -71,6 +72,7 @@ class SweepStore:
             "study": self.study,
             "settings": self.settings.asdict(),
             "runs": [[run.schedule, list(run.order), run.seed] for run in self.runs],
+            "versions": record.provenance(),
         }
         path = self.folder / PLAN
         if not path.exists():
@@ -87,8 +89,8 @@ class SweepStore:
             ) from None
         if differing:
             raise ValueError(
-                f"--out {self.folder}: holds a sweep with other {' and '.join(differing)} (see {PLAN}); repeat that command "
-                "or choose another folder"
+                f"--out {self.folder}: holds a sweep with other {' and '.join(differing)} (see {PLAN}); repeat that "
+                "command, with the versions that it was begun with, or choose another folder"
             )
 
     def done(self) -> np.ndarray:

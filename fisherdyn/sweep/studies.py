@@ -20,6 +20,9 @@ FIGURE_4: tuple[tuple[int, ...], ...] = (
 )
 """The schedules of the paper's Figure 4: layer 11 is open from the start, then one of these every k steps."""
 
+LAYERS = 12
+"""Of the models that Figure 4's schedules are for."""
+
 STANDARD, TOP_DOWN = "standard", "top-down"
 
 
@@ -47,7 +50,7 @@ class Settings:
         return asdict(self)
 
 
-def parse_order(text: str, layers: int = 12) -> tuple[int, ...]:
+def parse_order(text: str, layers: int = LAYERS) -> tuple[int, ...]:
     """ "10,9,...,0" -> a permutation of the layers below the top one.
 
     Raises:

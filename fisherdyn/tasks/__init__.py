@@ -45,9 +45,14 @@ def load(name: str, **options: Any) -> Task:
 
     Raises:
         ValueError: there is no such task; the message lists those there are.
+        ImportError: the packages that tasks need are not installed.
     """
     if name not in REGISTRY:
         raise ValueError(f"unknown task {name!r}: choose one of {', '.join(REGISTRY)}")
     entry = REGISTRY[name]
-    factory: Callable[..., Task] = getattr(import_module(entry.module, __name__), entry.factory)
+    try:
+        module = import_module(entry.module, __name__)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"task {name!r} needs {error.name}: pip install 'fisherdyn[tasks]'") from error
+    factory: Callable[..., Task] = getattr(module, entry.factory)
     return factory(**options)

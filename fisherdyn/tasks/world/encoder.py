@@ -21,6 +21,8 @@ from .languages import LANGUAGES
 
 WEIGHTS = Path(__file__).parent / "weights"
 ENCODER, RECIPE = "encoder.safetensors", "recipe.json"
+WORLD_SEED = 0
+"""The world that the shipped encoder knows: another seed has other words."""
 LANGUAGE_REDUCTION = 2
 """Bottleneck of a language adapter: hidden size over this (MAD-X's own)."""
 TASK_ADAPTER = "task"

@@ -13,8 +13,6 @@ from . import grammar as g
 from .languages import Languages, pack_pairs
 
 CLASSES = ("entailment", "neutral", "contradiction")
-ENTAILMENT, NEUTRAL, CONTRADICTION = range(3)
-
 _E, _N, _C = range(3)
 LABELS = np.array(
     # equal forward reverse disjoint independent

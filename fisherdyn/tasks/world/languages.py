@@ -171,8 +171,8 @@ class Languages:
         return " ".join(self.vocabulary[token] for token in tokens if token != PAD)
 
     def gloss(self, meaning: np.ndarray, language: int) -> str:
-        """One meaning, word by word in the language's order, in English."""
-        spoken = self.order_columns(meaning[None], np.array([language]), case=True)[0]
+        """One meaning, word by word in the language's order, in English; without case markers, as the task speaks."""
+        spoken = self.order_columns(meaning[None], np.array([language]), case=False)[0]
         return " ".join(c.NAMES[concept] for concept in spoken if self.lexicon[language, concept] != PAD)
 
 

@@ -27,10 +27,20 @@ from transformers import BertConfig, BertForPreTraining, get_linear_schedule_wit
 
 from . import grammar as g
 from .corpus import Corpus
-from .encoder import ENCODER, LANGUAGE_REDUCTION, RECIPE, WEIGHTS, adapter_state, fill, language_file, load
+from .encoder import (
+    ENCODER,
+    LANGUAGE_REDUCTION,
+    RECIPE,
+    WORLD_SEED,
+    CheckpointError,
+    adapter_state,
+    fill,
+    language_file,
+    load,
+)
 from .languages import PAD, Languages, pack_pairs
 
-PEAK_LR, WARMUP, BATCH, WORLD_SEED = 2e-3, 150, 128, 0
+PEAK_LR, WARMUP, BATCH = 2e-3, 150, 128
 MASKED, SORTED = 0.25, 8
 NEXT_SENTENCE_FROM = 0.7
 """Share of the encoder's steps after which half of the second sentences come from other documents."""
@@ -194,11 +204,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and text (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (%(default)s)")
     parser.add_argument("--adapters", metavar="so,ka,...", help="only these, for the encoder that --out holds")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write (default: the shipped one)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; the shipped one is beside this file")
     args = parser.parse_args(argv)
     if min(args.steps, args.adapter_steps, args.threads) < 1:
         parser.error("--steps, --adapter-steps and --threads must be at least 1")
 
+    languages = Languages(WORLD_SEED)
+    codes = languages.codes if args.adapters is None else args.adapters.split(",")
+    if unknown := set(codes) - set(languages.codes):
+        parser.error(
+            f"--adapters: unknown language {', '.join(sorted(unknown))}: choose from {', '.join(languages.codes)}"
+        )
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     recipe_file = args.out / RECIPE
@@ -206,13 +222,14 @@ def main(argv: list[str] | None = None) -> int:
     given = {name: value for name, value in vars(args).items() if value is not None and name != "out"}
     said = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
     command = " ".join(["python -m fisherdyn.tasks.world.pretrain", *said])
-    languages = Languages(WORLD_SEED)
     if args.adapters is None:
         encoder, facts = make_encoder(languages, args.out, args.steps, args.seed)
         recipe["encoder"] = {"command": command, **facts, "environment": environment()}
     else:
-        encoder = load_encoder(languages, args.out)
-    codes = languages.codes if args.adapters is None else args.adapters.split(",")
+        try:
+            encoder = load_encoder(languages, args.out)
+        except CheckpointError as error:
+            parser.error(str(error))
     adapters.init(encoder)
     for code in codes:
         facts = make_adapter(encoder, Corpus(languages, only=code), code, args.out, args.adapter_steps)

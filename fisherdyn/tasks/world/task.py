@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...layers import Layers, adapter_layers
 from ...train import Metric
-from .encoder import TASK_ADAPTER, WEIGHTS, build_madx, set_language
+from .encoder import TASK_ADAPTER, WEIGHTS, WORLD_SEED, build_madx, set_language
 from .inference import CLASSES, make_split
 from .languages import LANGUAGES, SOURCE, Languages, distance
 
@@ -31,7 +31,7 @@ class InferenceTask:
         batch: examples a training step.
         reduction: hidden size over the task adapter's bottleneck.
         dropout: of the encoder while it trains.
-        seed: of the world and its splits.
+        seed: of the splits; the world itself is the one that the encoder knows.
         weights: folder of the encoder.
     """
 
@@ -61,7 +61,7 @@ class InferenceTask:
             raise ValueError(f"expected at least one example in every split and batch, got {self.sizes}, batch {batch}")
         self.batch, self.reduction, self.dropout = batch, reduction, dropout
         self.seed, self.weights = seed, weights
-        self.languages = Languages(seed)
+        self.languages = Languages(WORLD_SEED)
 
     def build_model(self, seed: int) -> nn.Module:
         return build_madx(len(CLASSES), seed, self.reduction, self.dropout, self.weights)
