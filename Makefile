@@ -18,7 +18,7 @@ check: .venv/.dev
 	$(BIN)/lint-imports
 
 figures: .venv/.run  ## the README's figure and table, from data/
-	$(BIN)/python -m paper_figures
+	$(BIN)/python -m paper_figures --format png --out data
 
 .venv/bin/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -97,7 +97,7 @@ def figure_4(ds: xr.Dataset) -> Figure:
         left, right = figure.subplots(1, 2)
         groups = transfer_groups(analysis.summarise(ds))
         curves(left, analysis.learning_curve(ds), groups, normalise=True)
-        left.set_ylabel("tr(F) per open adapter (max = 1)")
+        left.set_ylabel("tr(F) per open adapter")
         left.set_ylim(bottom=0)
         curves(right, 100 * ds["source_metric"], groups)
         right.set_ylabel("source dev. accuracy (%)")
@@ -121,9 +121,8 @@ def transfer_by_distance(ax: Axes, ds: xr.Dataset, schedules: Sequence[str]) -> 
         error = one.std("seed", ddof=1) / np.sqrt(n) if n > 1 else None
         look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
         ax.errorbar(one["distance"], one.mean("seed"), yerr=error, label=name, marker="o", markersize=3, **look)
-    mean = table.mean(("schedule", "seed"))
-    for x, y, name in zip(mean["distance"].values, mean.values, mean["target"].values, strict=True):
-        ax.annotate(str(name), (x, y), textcoords="offset points", xytext=(0, 9), ha="center", color="0.4")
+    for x, name in zip(table["distance"].values, table["target"].values, strict=True):
+        ax.annotate(str(name), (x, 1.01), xycoords=("data", "axes fraction"), ha="center", color="0.4")
     ax.set_xlabel("distance from the source (0 to 1)")
     ax.set_ylabel("accuracy (%)")
     ax.legend()
