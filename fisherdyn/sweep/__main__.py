@@ -41,7 +41,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Parser, argparse.Namespace
         "to go on where it stopped.",
     )
     one.add_argument("--task", default=DEFAULTS.task, help="what is trained on (%(default)s)")
-    one.add_argument("--seeds", type=int, default=2, metavar="N", help="runs of each schedule (%(default)s)")
+    one.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each schedule (%(default)s)")
     one.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds are S, S+1, ... (%(default)s)")
     one.add_argument("--steps", type=int, default=DEFAULTS.steps, metavar="N", help="updates a run (%(default)s)")
     one.add_argument("--lr", type=float, default=DEFAULTS.lr, help="learning rate (%(default)s)")

@@ -40,11 +40,11 @@ class Settings:
     """What all runs of a study share; two sweeps with equal settings and runs give the same numbers."""
 
     task: str = "world"
-    steps: int = 160
-    interval: int = 8
+    steps: int = 140
+    interval: int = 7
     lr: float = 8e-3
-    record_every: int = 10
-    evaluate_every: int = 40
+    record_every: int = 9
+    evaluate_every: int = 35
 
     def asdict(self) -> dict[str, Any]:
         return asdict(self)
