@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import analysis, layers, plots, policies, schedule, tasks
     from .fisher.trace import FisherTrace, fisher_trace
+    from .fisher.verify import Verification, verify
     from .probing import probe
     from .schedule import Unfreezing
     from .train import fit
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 _HOME = {
     "FisherTrace": ".fisher.trace",
     "fisher_trace": ".fisher.trace",
+    "verify": ".fisher.verify",
+    "Verification": ".fisher.verify",
     "probe": ".probing",
     "fit": ".train",
     "Unfreezing": ".schedule",

@@ -26,7 +26,8 @@ def probe(model: nn.Module, loader: Iterable[Batch] | Mapping[str, Iterable[Batc
 
     Returns:
         Dataset over layer: fisher_trace and fisher_trace_se (nat), num_params, trainable;
-        attributes: estimator, likelihood, mode, batches, examples, versions, device.
+        attributes: estimator, likelihood, mode, batches, examples, imprecise (layers that missed target_se), versions,
+        device.
 
     Raises:
         ValueError: as `fisher_trace`.
@@ -65,4 +66,5 @@ def _what(traces: list[FisherTrace]) -> dict[str, Any]:
         "mode": "eval",
         "batches": [t.batches for t in traces] if len(traces) > 1 else one.batches,
         "examples": [t.examples for t in traces] if len(traces) > 1 else one.examples,
+        "imprecise": ", ".join(sorted({layer for t in traces for layer in t.imprecise})) or None,
     }

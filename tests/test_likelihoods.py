@@ -144,7 +144,7 @@ def test_exact_is_the_loop(name, make, truth, method):
         f = model(x[i : i + 1])
         one = SimpleNamespace(start_logits=f.start_logits[0], end_logits=f.end_logits[0]) if name == "span" else f[0]
         expected = [truth(one, i, model, wanted) for wanted in layers.values()]
-        torch.testing.assert_close(found.per_example[i], torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
+        torch.testing.assert_close(found.values[i], torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("labels", ["class_mix", "sampled"])
@@ -229,4 +229,4 @@ def test_multiple_choice_counts_all_choices_as_one_example():
     found = fisher_trace(model, [{"input_ids": ids}], layers={"0": ("bert.pooler.dense.weight",)}, labels="exact")
     wanted = [model.bert.pooler.dense.weight]
     expected = [_softmaxes(model(input_ids=ids[i : i + 1]).logits, model, wanted) for i in range(2)]
-    torch.testing.assert_close(found.per_example[:, 0], torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.values[:, 0], torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)

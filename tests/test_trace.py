@@ -12,7 +12,7 @@ from oracle import cast, class_gradients, per_example_trace, snapshot
 from torch import nn
 from zoo import ZOO, specimen
 
-from fisherdyn import fisher_trace, probe
+from fisherdyn import fisher_trace, probe, verify
 from fisherdyn.layers import resolve_layers
 
 
@@ -29,7 +29,7 @@ def test_exact_is_the_oracle(name, dtype, tolerance, method):
     found = fisher_trace(model, [cast(it.inputs, dtype)], layers=layers, labels="exact", method=method)
     tolerance = max(tolerance, 1e-4 * it.single_inside)
     assert truth.min() > 0
-    torch.testing.assert_close(found.per_example, truth, rtol=tolerance, atol=0.0)
+    torch.testing.assert_close(found.values, truth, rtol=tolerance, atol=0.0)
     torch.testing.assert_close(found.trace, truth.mean(dim=0), rtol=tolerance, atol=0.0)
     standard_error = truth.std(dim=0) / len(truth) ** 0.5
     torch.testing.assert_close(found.se, standard_error, rtol=1e-3, atol=0.0)
@@ -49,7 +49,7 @@ def test_hooks_and_vmap_agree_label_by_label(name, labels):
         )
         for method in ("hooks", "vmap")
     )
-    torch.testing.assert_close(hooks.per_example, vmap.per_example, rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(hooks.values, vmap.values, rtol=1e-9, atol=0.0)
 
 
 def _confident() -> tuple[nn.Module, torch.Tensor]:
@@ -68,7 +68,7 @@ def test_unbiased_over_labels(labels):
     pool = [x.repeat(250, 1)] * 8
     found = fisher_trace(model, pool, labels=labels, generator=torch.Generator().manual_seed(0))
     # The eight inputs are the same each time: only label noise is left, so the error is that of the mean over repeats.
-    repeats = found.per_example.reshape(2000, 8, -1).mean(dim=1)
+    repeats = found.values.reshape(2000, 8, -1).mean(dim=1)
     error = repeats.std(dim=0) / 2000**0.5
     assert ((repeats.mean(dim=0) - truth).abs() < 4 * error).all()
 
@@ -82,7 +82,7 @@ def test_wrong_labels_fail_the_same_test(wrong):
     y = p.argmax(dim=1) if wrong == "argmax" else torch.arange(8) % 4
     estimate = norms[torch.arange(8), y].mean(dim=0)
     sampled = fisher_trace(model, [x.repeat(250, 1)] * 8, labels="sampled")
-    error = sampled.per_example.reshape(2000, 8, -1).mean(dim=1).std(dim=0) / 2000**0.5
+    error = sampled.values.reshape(2000, 8, -1).mean(dim=1).std(dim=0) / 2000**0.5
     assert ((estimate - truth).abs() > 4 * error).all()
 
 
@@ -90,7 +90,7 @@ def test_class_mix_is_exact_for_two_classes():
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     x = torch.randn(9, 4).double()
     exact, mixed = (fisher_trace(model, [x], labels=labels) for labels in ("exact", "class_mix"))
-    torch.testing.assert_close(mixed.per_example, exact.per_example, rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(mixed.values, exact.values, rtol=1e-10, atol=0.0)
 
 
 def test_interval_covers():
@@ -168,7 +168,7 @@ def test_batching_does_not_count():
     it = specimen("bert")
     ones = [{k: v[i : i + 1] for k, v in it.inputs.items()} for i in range(5)]
     a, b = (fisher_trace(it.model.double(), x, layers=it.layers, labels="exact") for x in (it.loader, ones))
-    torch.testing.assert_close(a.per_example, b.per_example, rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(a.values, b.values, rtol=1e-10, atol=0.0)
 
 
 @pytest.mark.parametrize("method", ["hooks", "vmap"])
@@ -303,6 +303,8 @@ LINEAR = nn.Linear(3, 2)
         (lambda: fisher_trace(LINEAR, []), "gave no batch"),
         (lambda: fisher_trace(LINEAR, [X], labels="true"), "unknown labels='true': choose one of exact"),
         (lambda: fisher_trace(LINEAR, [X], method="magic"), "unknown method='magic': choose one of hooks"),
+        (lambda: fisher_trace(LINEAR, [X], target_se=5.0), "target_se between 0 and 1"),
+        (lambda: fisher_trace(LINEAR, [X], method="authors"), 'choose labels="argmax"'),
         (lambda: fisher_trace(LINEAR, [X], num_batches=0), "num_batches of at least 1, got 0"),
         (lambda: fisher_trace(LINEAR, [X], layers="weight"), "with a group"),
         (lambda: fisher_trace(LINEAR, [X], layers="(nothing)"), "no layer has a parameter"),
@@ -362,7 +364,7 @@ def test_vmap_measures_what_hooks_refuse():
         layers = resolve_layers(model, None)
         truth = per_example_trace(model, x, layers)
         found = fisher_trace(model, [x], labels="exact", method="vmap")
-        torch.testing.assert_close(found.per_example, truth, rtol=1e-4, atol=1e-12)
+        torch.testing.assert_close(found.values, truth, rtol=1e-4, atol=1e-12)
 
 
 def test_one_example_needs_no_batch_dimension():
@@ -370,7 +372,7 @@ def test_one_example_needs_no_batch_dimension():
     for model in (SequenceFirst(), BatchLast(), BarePositions()):
         truth = per_example_trace(model, SQUARE[:1], resolve_layers(model))
         found = fisher_trace(model, [SQUARE[:1]], labels="exact")
-        torch.testing.assert_close(found.per_example, truth, rtol=1e-4, atol=1e-12)
+        torch.testing.assert_close(found.values, truth, rtol=1e-4, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -430,3 +432,88 @@ def test_probe_is_a_dataset():
     assert ds.attrs["examples"] == [5, 10]
     assert all({"long_name", "units"} <= set(v.attrs) for v in ds.variables.values())
     np.testing.assert_allclose(*ds["fisher_trace"].values, rtol=1e-12)
+
+
+def test_signed_batch_gradients_are_unbiased():
+    """The mean of 2,000 batches of five is within 4 of its standard errors, in each layer; unequal batches weigh equally."""
+    model, x = _confident()
+    truth = fisher_trace(model, [x], labels="exact").trace
+    halves = [x[:5], x[5:]] * 2000
+    for labels in ("exact", "class_mix"):
+        found = fisher_trace(model, halves, labels=labels, method="batch")
+        assert (found.examples, found.batches, len(found.values)) == (16_000, 4000, 4000)
+        assert ((found.trace - truth).abs() < 4 * found.se).all()
+        assert (found.se < 0.1 * truth).all()
+
+
+def test_the_authors_form_is_what_their_code_computes_and_not_the_trace():
+    model, x = _confident()
+    model.requires_grad_(True)
+    loss = torch.nn.functional.cross_entropy(model(x), model(x).argmax(dim=1))
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    theirs = torch.stack([sum(g.square().sum() for g in pair) / 8 for pair in (gradients[:2], gradients[2:])])
+    found = fisher_trace(model, [x], labels="argmax", method="authors")
+    torch.testing.assert_close(found.trace, theirs)
+    truth = fisher_trace(model, [x], labels="exact").trace
+    assert (found.trace < 0.1 * truth).all()
+
+
+@pytest.mark.parametrize("labels", ["argmax", "empirical"])
+def test_biased_labels_are_what_they_say(labels):
+    model, x = _confident()
+    y = torch.arange(8) % 4
+    norms, p = class_gradients(model, x, resolve_layers(model))
+    chosen = p.argmax(dim=1) if labels == "argmax" else y
+    for method in ("hooks", "vmap"):
+        found = fisher_trace(model, [(x, y)], labels=labels, method=method)
+        torch.testing.assert_close(found.values, norms[torch.arange(8), chosen], rtol=1e-9, atol=1e-15)
+
+
+def test_stops_when_every_layer_is_precise():
+    model, _ = _confident()
+    batches = [torch.randn(16, 5, generator=torch.Generator().manual_seed(i)).double() for i in range(200)]
+    found = fisher_trace(model, batches, target_se=0.1)
+    assert 2 <= found.batches < 200
+    assert (found.se <= 0.1 * found.trace).all()
+    before = fisher_trace(model, batches, num_batches=found.batches - 1)
+    assert (before.se > 0.1 * before.trace).any() or before.examples < 32
+    assert found.imprecise == ()
+    cut = fisher_trace(model, batches, target_se=0.001, num_batches=3)
+    assert cut.imprecise == cut.layers
+    assert probe(model, batches[:2], target_se=0.001).attrs["imprecise"] == "0, 2"
+
+
+class OwnWeightElsewhere(nn.Module):
+    """What hooks cannot see: a weight that is used outside its module's call too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.nn.functional.linear(self.body(x).tanh(), self.body.weight))
+
+
+def test_verify_finds_what_hooks_cannot_see():
+    torch.manual_seed(0)
+    found = verify(OwnWeightElsewhere(), (X, torch.zeros(4)))
+    assert found.wrong == ("body",)
+    assert "body" in str(found)
+    assert str(found).count("WRONG") == 1
+    assert verify(OwnWeightElsewhere(), X, method="vmap").wrong == ()
+    it = specimen("bert_whole")
+    assert verify(it.model, it.inputs).wrong == ()
+
+
+@pytest.mark.parametrize("name", ["shared_module", "bottleneck_adapter", "lstm"])
+@pytest.mark.parametrize("method", ["hooks", "vmap", "batch"])
+def test_every_method_leaves_the_model_alone(name, method):
+    it = specimen(name)
+    if method == "vmap" and not it.mappable:
+        pytest.skip("torch.func cannot map it")
+    it.model.train()
+    check = snapshot(it.model)
+    identities = [id(p) for p in it.model.parameters()]
+    fisher_trace(it.model, it.loader, layers=it.layers, method=method)
+    check()
+    assert [id(p) for p in it.model.parameters()] == identities

@@ -48,6 +48,23 @@ def count_examples(args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> int:
     return sizes.pop()
 
 
+def call_with(
+    model: nn.Module, weights: Mapping[str, Tensor], args: tuple[Tensor, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """The model's output with other weights, wherever each of them is used.
+
+    functional_call replaces place by place. Left to tie weights itself, it would replace one place of a module that is
+    registered under two names two times over, and restore the wrong tensor.
+    """
+    names = {id(model.get_parameter(name)): name for name in weights}
+    places: dict[tuple[int, str], tuple[str, Tensor]] = {}
+    for place, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in names:
+            owner, _, short = place.rpartition(".")
+            places.setdefault((id(model.get_submodule(owner)), short), (place, weights[names[id(parameter)]]))
+    return torch.func.functional_call(model, dict(places.values()), args, dict(kwargs), tie_weights=False)
+
+
 def device_of(model: nn.Module) -> torch.device:
     parameter = next(model.parameters(), None)
     if parameter is None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..layers import LayerChoice, resolve_layers
+from ..layers import LayerChoice, Layers, resolve_layers
 from ..likelihoods import LABELS, LIKELIHOODS, Likelihood, find_likelihood
-from . import hooks, vmap
+from . import batch, hooks, vmap
 from .forward import Batch, count_examples, device_of, inputs_of, no_trace, refuse_what_writes
 
-METHODS = {"hooks": hooks.squared_norms, "vmap": vmap.squared_norms}
+METHODS = ("hooks", "vmap", "batch", "authors")
+FEWEST_TO_STOP_AT = 32
+"""Examples below which a standard error is too rough to stop by."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,16 @@ class FisherTrace:
     Attributes:
         layers: names, bottom first.
         trace: (layers,) the estimate, in nats (a second derivative of KL in nats by dimensionless weights).
-        se: (layers,) its standard error: sd of the per-example values / sqrt(examples).
+        se: (layers,) its standard error: over examples, or over batches for the methods that see no single example.
         num_params: (layers,).
         trainable: (layers,) whether any of the layer's parameters has requires_grad.
-        per_example: (examples, layers), for paired comparisons of layers on the same examples.
+        values: (examples, layers), for paired comparisons of layers on the same examples; (batches, layers) for the
+            methods "batch" and "authors".
+        examples: how many were measured.
         batches: how many were read.
         estimator: e.g. "hooks/class_mix".
         likelihood: e.g. "categorical".
+        imprecise: layers whose standard error is still above the `target_se` that was asked for.
     """
 
     layers: tuple[str, ...]
@@ -40,14 +46,12 @@ class FisherTrace:
     se: Tensor
     num_params: tuple[int, ...]
     trainable: tuple[bool, ...]
-    per_example: Tensor
+    values: Tensor
+    examples: int
     batches: int
     estimator: str
     likelihood: str
-
-    @property
-    def examples(self) -> int:
-        return len(self.per_example)
+    imprecise: tuple[str, ...] = ()
 
     def scores(self) -> dict[str, tuple[float, float]]:
         """Layer -> (tr(F), standard error), as `policies` want it."""
@@ -63,6 +67,7 @@ def fisher_trace(
     labels: str = "class_mix",
     method: str = "hooks",
     num_batches: int | None = None,
+    target_se: float | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> FisherTrace:
@@ -84,8 +89,12 @@ def fisher_trace(
             example is 0 for "exact", at most 2 tr^2 for "class_mix", unbounded for "sampled". "empirical" and "argmax"
             are not tr(F), and are here to be compared with it.
         method: "hooks" (no weight gradients; a module without a rule is run again example by example) or "vmap"
-            (torch.func; also tied weights and weights used outside their module; more memory).
+            (torch.func; also tied weights and weights used outside their module; more memory). "batch": the squared
+            gradient of the batch under random signs, unbiased, noisier, its standard error over batches. "authors": what
+            the paper's code computes, biased, for labels "argmax", "sampled" and "empirical".
         num_batches: read at most this many; None reads the loader to its end.
+        target_se: stop as soon as every layer's standard error is at most this share of its tr(F), such as 0.05; layers
+            that do not get there are named in the result's `imprecise`.
         generator: of label noise; default: a new one, seeded 0.
         progress: show a bar.
 
@@ -108,28 +117,84 @@ def fisher_trace(
         raise ValueError(f"unknown labels={labels!r}: choose one of {', '.join(LABELS)}")
     if num_batches is not None and num_batches < 1:
         raise ValueError(f"expected num_batches of at least 1, got {num_batches}")
+    if target_se is not None and not 0 < target_se < 1:
+        raise ValueError(f"expected target_se between 0 and 1, such as 0.05, got {target_se}")
     device = device_of(model)
     refuse_what_writes(model)
     chosen = resolve_layers(model, layers)
     generator = generator or torch.Generator().manual_seed(0)
     reading = _Reading(model, likelihood)
-    values: list[Tensor] = []
+    estimate = _estimator(method, labels, generator)
+    sums = _Sums()
     with no_trace(model, loader), tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=not progress) as bar:
-        for batch in _batches(loader):
-            args, kwargs = inputs_of(batch, device)
+        for one in _batches(loader):
+            args, kwargs = inputs_of(one, device)
 
             examples = count_examples(args, kwargs)
 
-            def cotangents(f: Tensor, batch: Batch = batch, examples: int = examples) -> Iterable[Tensor]:
+            def cotangents(f: Tensor, one: Batch = one, examples: int = examples) -> Iterable[Tensor]:
                 assert reading.likelihood is not None
                 reading.likelihood.check(f, examples)
-                return reading.likelihood.cotangents(f, labels, generator, batch)
+                return reading.likelihood.cotangents(f, labels, generator, one)
 
-            values.append(METHODS[method](model, args, kwargs, chosen, reading, cotangents).cpu())
+            sums.add(estimate(model, args, kwargs, chosen, reading, cotangents).cpu(), examples)
             bar.update()
-            if len(values) == num_batches:
+            if progress:
+                bar.set_postfix_str(f"largest relative error {sums.relative_error().max():.1%}", refresh=False)
+            precise = target_se is not None and sums.examples >= FEWEST_TO_STOP_AT and sums.within(target_se).all()
+            if precise or sums.batches == num_batches:
                 break
-    return _summary(model, chosen, values, f"{method}/{labels}", reading.name)
+    return _summary(model, chosen, sums, target_se, f"{method}/{labels}", reading.name)
+
+
+def _estimator(method: str, labels: str, generator: torch.Generator) -> Callable[..., Tensor]:
+    """The method's function; a pair of method and labels that makes no sense is refused."""
+    if method == "authors" and labels not in ("argmax", "sampled", "empirical"):
+        raise ValueError(
+            f'method="authors" is the gradient of a loss, which has one label an example: choose labels="argmax" (theirs), '
+            f'"sampled" or "empirical", not {labels!r}'
+        )
+    functions: dict[str, Callable[..., Tensor]] = {
+        "hooks": hooks.squared_norms,
+        "vmap": vmap.squared_norms,
+        "batch": partial(batch.signed, generator=generator),
+        "authors": batch.authors,
+    }
+    return functions[method]
+
+
+class _Sums:
+    """Values as they come, one row an example or one a batch, each row with the number of examples that it stands for."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+        self.weights: list[Tensor] = []
+        self.batches = 0
+
+    def add(self, rows: Tensor, examples: int) -> None:
+        self.rows.append(rows)
+        self.weights.append(torch.full((len(rows),), examples / len(rows), dtype=torch.float64))
+        self.batches += 1
+
+    @property
+    def examples(self) -> int:
+        return round(float(sum(w.sum() for w in self.weights)))
+
+    def mean_and_error(self) -> tuple[Tensor, Tensor]:
+        """Weighted mean over rows and its standard error: sd / sqrt(n) where all rows stand for one example."""
+        values, weights = torch.cat(self.rows), torch.cat(self.weights)[:, None]
+        mean = (weights * values).sum(dim=0) / weights.sum()
+        n = len(values)
+        spread = (weights * (values - mean)).square().sum(dim=0).sqrt() / weights.sum()
+        return mean, spread * math.sqrt(n / (n - 1)) if n > 1 else torch.full_like(mean, math.nan)
+
+    def relative_error(self) -> Tensor:
+        """Standard error over estimate; infinite where there is none yet, 0 where tr(F) is 0 in every example."""
+        mean, se = self.mean_and_error()
+        return torch.where(mean == 0, 0.0, (se / mean).nan_to_num(nan=math.inf))
+
+    def within(self, target: float) -> Tensor:
+        return self.relative_error() <= target
 
 
 class _Reading:
@@ -161,26 +226,33 @@ def _batches(loader: Iterable[Batch]) -> Iterable[Batch]:
 
 
 def _summary(
-    model: nn.Module, layers: dict[str, tuple[str, ...]], values: list[Tensor], estimator: str, likelihood: str
+    model: nn.Module,
+    layers: Layers,
+    sums: _Sums,
+    target_se: float | None,
+    estimator: str,
+    likelihood: str,
 ) -> FisherTrace:
-    if not values:
+    if not sums.rows:
         raise ValueError("the loader gave no batch: expected at least one (a generator can be read only once)")
-    per_example = torch.cat(values)
+    values = torch.cat(sums.rows)
     names = tuple(layers)
-    if not torch.isfinite(per_example).all():
-        bad = [name for name, ok in zip(names, torch.isfinite(per_example).all(dim=0).tolist(), strict=True) if not ok]
+    if not torch.isfinite(values).all():
+        bad = [name for name, ok in zip(names, torch.isfinite(values).all(dim=0).tolist(), strict=True) if not ok]
         raise ValueError(f"tr(F) is not finite in layer(s) {', '.join(bad)}: gradients overflow there")
-    n = len(per_example)
-    se = per_example.std(dim=0) / math.sqrt(n) if n > 1 else torch.full((len(names),), math.nan, dtype=torch.float64)
+    trace, se = sums.mean_and_error()
+    within = sums.within(target_se).tolist() if target_se is not None else [True] * len(names)
     parameters = [[model.get_parameter(name) for name in group] for group in layers.values()]
     return FisherTrace(
         layers=names,
-        trace=per_example.mean(dim=0),
+        trace=trace,
         se=se,
         num_params=tuple(sum(p.numel() for p in group) for group in parameters),
         trainable=tuple(any(p.requires_grad for p in group) for group in parameters),
-        per_example=per_example,
-        batches=len(values),
+        values=values,
+        examples=sums.examples,
+        batches=sums.batches,
         estimator=estimator,
         likelihood=likelihood,
+        imprecise=tuple(name for name, precise in zip(names, within, strict=True) if not precise),
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layers
-from .forward import count_examples
+from .forward import call_with, count_examples
 
 CHUNK = 8
 
@@ -36,13 +36,11 @@ def squared_norms(
     with torch.no_grad():
         columns = torch.stack(list(cotangents(outputs(model(*args, **kwargs)))), dim=1)
     wanted = {name: model.get_parameter(name).detach() for names in layers.values() for name in names}
-    aliases = _aliases(model, wanted)
 
     def one_example(args: tuple[Tensor, ...], kwargs: dict[str, Any], columns: Tensor) -> Tensor:
         def logits(weights: dict[str, Tensor]) -> Tensor:
             one = {key: v[None] if isinstance(v, Tensor) else v for key, v in kwargs.items()}
-            everywhere = {alias: weights[name] for alias, name in aliases.items()}
-            output = torch.func.functional_call(model, everywhere, tuple(x[None] for x in args), one, tie_weights=False)
+            output = call_with(model, weights, tuple(x[None] for x in args), one)
             return outputs(output)[0]
 
         pull_back = torch.func.vjp(logits, wanted)[1]
@@ -67,18 +65,3 @@ def squared_norms(
                 f"torch.func cannot map {type(model).__name__}, whose forward pass depends on its data: load it with "
                 f'attn_implementation="eager", or use method="hooks" ({str(error).splitlines()[0][:120]})'
             ) from error
-
-
-def _aliases(model: nn.Module, wanted: Mapping[str, Tensor]) -> dict[str, str]:
-    """Every place where a wanted weight stands, once: name of the place -> name of the weight.
-
-    functional_call replaces place by place. Left to tie weights itself, it would replace one place of a module that is
-    registered twice two times over, and restore the wrong tensor.
-    """
-    names = {id(model.get_parameter(name)): name for name in wanted}
-    places: dict[tuple[int, str], tuple[str, str]] = {}
-    for place, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in names:
-            owner, _, short = place.rpartition(".")
-            places.setdefault((id(model.get_submodule(owner)), short), (place, names[id(parameter)]))
-    return dict(places.values())

@@ -1,0 +1,81 @@
+"""Squared gradients of whole batches: the cheap estimate that needs no per-example gradient, and the paper's code's.
+
+With random signs e_i, E ||sum_i e_i g_i||^2 / B = mean_i ||g_i||^2: cross terms have mean zero, so the batch's signed
+gradient is unbiased for the same quantity as per-example norms. Its variance, about 2 tr(F^2) a batch, does not fall with
+the size of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import Layers
+from ..likelihoods import random_signs
+from .forward import call_with, count_examples
+
+
+def signed(
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Any],
+    layers: Layers,
+    outputs: Callable[[Any], Tensor],
+    cotangents: Callable[[Tensor], Iterable[Tensor]],
+    generator: torch.Generator,
+) -> Tensor:
+    """||sum_i e_i g_i||^2 / B, summed over cotangents: (1, layers), one number a batch. Unbiased given the cotangents.
+
+    Cost: a plain forward and backward pass, weight gradients included.
+    """
+
+    def weigh(c: Tensor) -> Tensor:
+        return c * random_signs(c.new_empty(len(c), *(1,) * (c.ndim - 1)), generator)
+
+    return _squared(model, args, kwargs, layers, outputs, cotangents, weigh) / count_examples(args, kwargs)
+
+
+def authors(
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Any],
+    layers: Layers,
+    outputs: Callable[[Any], Tensor],
+    cotangents: Callable[[Tensor], Iterable[Tensor]],
+) -> Tensor:
+    """||grad of the batch's mean loss||^2 / B, as the paper's code has it: (1, layers). For comparison only.
+
+    Biased: for sampled labels its mean is tr(F) / B^2, and for the model's mode it is no Fisher information at all.
+    """
+    return _squared(model, args, kwargs, layers, outputs, cotangents, lambda c: c / len(c)) / count_examples(
+        args, kwargs
+    )
+
+
+def _squared(
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Any],
+    layers: Layers,
+    outputs: Callable[[Any], Tensor],
+    cotangents: Callable[[Tensor], Iterable[Tensor]],
+    weigh: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """||J_l^T weigh(c)||^2, summed over cotangents c: (1, layers). The model's own parameters stay as they are."""
+    names = [name for names in layers.values() for name in names]
+    weights = {name: model.get_parameter(name).detach().requires_grad_() for name in names}
+    f = outputs(call_with(model, weights, args, kwargs))
+    columns = list(cotangents(f))
+    total = torch.zeros(1, len(layers), dtype=torch.float64, device=f.device)
+    for i, column in enumerate(columns):
+        keep = i + 1 < len(columns)
+        gradients = iter(
+            torch.autograd.grad(f, list(weights.values()), weigh(column), retain_graph=keep, allow_unused=True)
+        )
+        for j, own in enumerate(layers.values()):
+            found = [g for g in (next(gradients) for _ in own) if g is not None]
+            total[0, j] += sum(float(g.double().square().sum()) for g in found)
+    return total
