@@ -139,13 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     args.out.write_text(
         json.dumps({"ratios": found, "rounds": args.rounds, "environment": environment}, indent=1) + "\n"
     )
-    print(
-        "| time, median ratio to plain forward + backward | "
-        + " | ".join(found)
-        + " |\n|---" * 1
-        + "|---" * len(found)
-        + "|"
-    )
+    print(f"| time, median ratio to plain forward + backward | {' | '.join(found)} |")
+    print("|---" * (1 + len(found)) + "|")
     for name in METHODS:
         print(f"| {name} | " + " | ".join(f"{column[name][1]:.2f}" for column in found.values()) + " |")
     print(args.out)

@@ -45,10 +45,14 @@ def outer(module: nn.Module, a: Float[Tensor, "b t g d"], d: Float[Tensor, "b t 
     """||sum_t d_t a_t^T||^2, summed over groups g, by whichever is cheaper: the Gram matrices or the gradient itself.
 
     Gram ("ghost norm": Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679) costs 2 T^2 (d + p) and the
-    gradient 2 T d p FLOPs an example; by memory Gram wins iff 2 T^2 <= d p (Bu et al. 2022, arXiv 2205.10683).
+    gradient 2 T d p FLOPs an example; by memory Gram wins iff 2 T^2 <= d p (Bu et al. 2022, arXiv 2205.10683). With one
+    position it is ||a||^2 ||d||^2.
     """
     batch, positions, groups = a.shape[:3]
     bias = _square_sum(d.sum(dim=1))
+    if positions == 1:
+        weight = (a.square().sum(dim=3) * d.square().sum(dim=3)).sum(dim=(1, 2))
+        return {"weight": weight, "bias": bias}
     a, d = (x.transpose(1, 2).flatten(0, 1) for x in (a, d))
     gram, gradient = 2 * positions**2, a.shape[2] * d.shape[2]
     rows = max(1, BUDGET // min(gram, gradient))
