@@ -101,7 +101,7 @@ def stoppable() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
-def run(store: SweepStore, workers: int) -> list[str]:
+def run(store: SweepStore, workers: int, check_stop: Callable[[], None]) -> list[str]:
     """Does what is left to do; says what went wrong with which run."""
     done = store.done()
     left = {i: run for i, run in enumerate(store.runs) if not done[i]}
@@ -110,7 +110,8 @@ def run(store: SweepStore, workers: int) -> list[str]:
     failed = []
     # As long as the terminal is one: a bar. In a log file: a line a run.
     bar = tqdm(total=len(left), desc="runs", unit="run", disable=not sys.stderr.isatty())
-    with bar, stoppable() as check_stop:
+    with bar:
+        check_stop()
         started = time.monotonic()
         for n, (index, result) in enumerate(run_all(left, store.settings, min(workers, len(left) or 1)), start=1):
             name = f"{store.runs[index].schedule}, seed {store.runs[index].seed}"
@@ -127,12 +128,12 @@ def run(store: SweepStore, workers: int) -> list[str]:
     return failed
 
 
-def sweep(store: SweepStore, workers: int) -> int:
+def sweep(store: SweepStore, workers: int, check_stop: Callable[[], None]) -> int:
     """Runs what is left, publishes the dataset and says what it shows; the exit code."""
     opening, steps = store.settings.interval * (studies.LAYERS - 1), store.settings.steps
     if opening > 0.6 * steps:
         print(f"note: the last layer opens at step {opening} of {steps}: little or no time to train with all open")
-    failed = run(store, workers)
+    failed = run(store, workers, check_stop)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     if failed:
@@ -158,8 +159,8 @@ def open_store(parser: Parser, args: argparse.Namespace) -> SweepStore:
 def main(argv: Sequence[str] | None = None) -> int:
     parser, args = parse(argv)
     try:
-        with open_store(parser, args) as store:
-            return sweep(store, args.workers)
+        with stoppable() as check_stop, open_store(parser, args) as store:
+            return sweep(store, args.workers, check_stop)
     except KeyboardInterrupt:
         print("\nstopped; what is finished is kept: repeat the command to go on", file=sys.stderr)
         return 130
