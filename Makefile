@@ -2,6 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The peers come without what they depend on: pyproject.toml says why.
+EVERYTHING := tasks,sweep,cluster,data,peft,trainers,notebooks,minilm,dev,peers
+PEERS := backpack-for-pytorch curvlinops-for-pytorch nngeometry opacus
 
 .PHONY: permutations test check figures clean
 
@@ -30,7 +33,8 @@ figures: .venv/.run  ## the README's figure and table, from data/
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable '.[tasks,sweep,dev]'
+	$(INSTALL) --editable '.[$(EVERYTHING)]'
+	$(INSTALL) --no-deps $(PEERS)
 	@touch $@ .venv/.run
 
 clean:
