@@ -37,7 +37,11 @@ class _Entry:
     factory: str
 
 
-REGISTRY = {"world": _Entry(".world.task", "InferenceTask")}
+REGISTRY = {
+    "world": _Entry(".world.task", "InferenceTask"),
+    "world-choice": _Entry(".world.choice", "ChoiceTask"),
+    "world-span": _Entry(".world.span", "SpanTask"),
+}
 
 
 def load(name: str, **options: Any) -> Task:
