@@ -20,9 +20,14 @@ class Task(Protocol):
 
     name: str
     source: str
+    targets: tuple[str, ...]
+    """In the order of evaluation."""
+    skipped: Mapping[str, str]
+    """Targets that are left out, and why: they are in no dimension of the record, so that nothing in it is NaN."""
     distances: Mapping[str, float]
-    """Target -> its distance from the source, in the order of evaluation."""
+    """Target -> its distance from the source, where that is known."""
 
+    def check(self) -> None: ...
     def build_model(self, seed: int) -> nn.Module: ...
     def layers(self, model: nn.Module) -> Layers: ...
     def train_loader(self, seed: int) -> Loader: ...
@@ -41,6 +46,10 @@ REGISTRY = {
     "world": _Entry(".world.task", "InferenceTask"),
     "world-choice": _Entry(".world.choice", "ChoiceTask"),
     "world-span": _Entry(".world.span", "SpanTask"),
+    "xnli": _Entry(".text.classify", "XNLI"),
+    "xcopa": _Entry(".text.classify", "XCOPA"),
+    "xquad": _Entry(".text.extract", "XQuAD"),
+    "mlqa": _Entry(".text.extract", "MLQA"),
 }
 
 

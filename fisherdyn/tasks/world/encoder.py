@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,6 +48,7 @@ def load(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: damaged checkpoint ({error}); {remedy}") from error
 
 
+@torch.no_grad()
 def fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Copies every tensor of `state` in; a name or shape that does not fit is an error."""
     own = module.state_dict()
@@ -91,21 +93,21 @@ def build(
         attention_probs_dropout_prob=dropout,
         attn_implementation="eager",
     )
+    own = {key.removeprefix("bert."): w for key, w in state.items() if key.startswith("bert.")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = head(config)
+        if model.bert.pooler is None:  # extraction reads every position
+            own = {key: w for key, w in own.items() if not key.startswith("pooler.")}
         fresh = [name for name, _ in model.named_parameters() if not name.startswith("bert.")]
-        attach(model, tuning, fresh, source=SOURCE, reduction=reduction, languages=_add_language_adapters)
-    own = {key.removeprefix("bert."): w for key, w in state.items() if key.startswith("bert.")}
-    with torch.no_grad():
         fill(model.bert, own, weights / ENCODER)
-        if tuning == ADAPTER:
-            for language in LANGUAGES:
-                path = weights / language_file(language.code)
-                fill(model.bert, load(path), path)
+        languages = partial(_add_language_adapters, weights=weights)
+        attach(model, tuning, fresh, source=SOURCE, reduction=reduction, languages=languages)
     return model
 
 
-def _add_language_adapters(model: BertPreTrainedModel) -> None:
+def _add_language_adapters(model: BertPreTrainedModel, weights: Path) -> None:
     for language in LANGUAGES:
         model.add_adapter(language.code, config=SeqBnConfig(reduction_factor=LANGUAGE_REDUCTION))
+        path = weights / language_file(language.code)
+        fill(model.bert, load(path), path)

@@ -76,8 +76,8 @@ class WorldTask:
         self.batch, self.tuning, self.reduction, self.dropout = batch, tuning, reduction, dropout
         self.seed, self.weights = seed, weights
         self.languages = Languages(encoder.WORLD_SEED)
-        targets = languages or self.languages.codes[1:]
-        self.distances = {code: distance(LANGUAGES[self.languages.index(code)]) for code in targets}
+        self.targets = tuple(languages) or self.languages.codes[1:]
+        self.distances = {code: distance(LANGUAGES[self.languages.index(code)]) for code in self.targets}
 
     def make_split(self, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """n examples in one language: INPUTS (n, ..., T) and what is to be predicted (n,)."""
@@ -130,7 +130,7 @@ class WorldTask:
         return self.metric(self.split(DEVELOPMENT), SOURCE)
 
     def evaluate(self) -> dict[str, Metric]:
-        return {code: self.metric(self.split(TEST, code), code) for code in self.distances}
+        return {code: self.metric(self.split(TEST, code), code) for code in self.targets}
 
 
 class ClassifyingTask(WorldTask):
