@@ -22,8 +22,9 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "num_params": ("parameters in the layer", "1"),
     "trainable": ("whether the layer is open", "1"),
     "train_loss": ("mean training loss since the last record (none before the first)", "nat"),
-    "source_metric": ("accuracy on the source's development set", "1"),
-    "metric": ("accuracy on the target's test set", "1"),
+    "source_metric": ("accuracy, or F1 of spans, on the source's development set", "1"),
+    "metric": ("accuracy, or F1 of spans, on the target's test set", "1"),
+    "exact_match": ("exact match of spans on the target's test set", "1"),
     "selected": ("step at which the layer opened (-1: never)", "step"),
     "status": ("whether the run is done", "1"),
 }
@@ -39,6 +40,11 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "run": ("run", "1"),
     "schedule": ("unfreezing schedule", "1"),
     "seed": ("seed of initial weights and data order", "1"),
+    "steps": ("optimizer steps of the run", "step"),
+    "lr": ("learning rate", "1"),
+    "interval": ("steps between openings", "step"),
+    "train_examples": ("training examples", "1"),
+    "tuning": ("what is trained", "1"),
 }
 
 

@@ -62,28 +62,32 @@ def second_opinion(said: str, gold: str, kind: str) -> tuple[float, float]:
 
 
 PIECES = [
-    *"the The a an THE der die das ein la los una unas của là những ال الكتاب كتابال 第六 黑豹队 NFL中国 308分 อันดับ ที่หก".split(),
-    *"हिन्दी में पाँच Straße L'Amour naïve İstanbul don't U.S. 3,5 ½ ² _x_".split(),
-    *"。 ， 、 ؟ ، … — « » ' \" - ( ) $ € +".split(),
-    "\u3000",
-    "\t",
-    "\u00a0",
-    "\u200b",
-    "",
+    *("the", "The", "a", "An", "THE", "der", "die", "das", "ein", "la", "los", "una", "unas", "của", "là", "những"),
+    *("ال", "الكتاب", "كتابال", "第六", "黑豹队", "NFL中国", "308分", "อันดับ", "ที่หก", "हिन्दी", "में", "पाँच"),
+    *("Straße", "L'Amour", "naïve", "İstanbul", "don't", "U.S.", "3,5", "½", "²", "_x_"),
+    *("。", "，", "、", "؟", "،", "…", "—", "«", "»", "'", '"', "-", "(", ")", "$", "€", "+"),
+    *("\u3000", "\t", "\u00a0", "\u200b", ""),
 ]
 
 
 @pytest.mark.parametrize("kind", ["squad", *MLQA])
 def test_agrees_with_a_second_implementation(kind):
-    """2,000 pairs of random and adversarial texts, some of them near copies; every second one must have something in common."""
+    """2,000 pairs of random and adversarial texts, some of them copies."""
     rng = random.Random(kind)
     normaliser = SQUAD if kind == "squad" else MLQA[kind]
     seen = set()
     for _ in range(2000):
         gold = rng.choice(["", " "]).join(rng.choices(PIECES, k=rng.randint(0, 6)))
-        said = gold if rng.random() < 0.2 else rng.choice(["", " "]).join(rng.choices([*PIECES, gold], k=rng.randint(0, 5)))
+        said = (
+            gold
+            if rng.random() < 0.2
+            else rng.choice(["", " "]).join(rng.choices([*PIECES, gold], k=rng.randint(0, 5)))
+        )
         expected = second_opinion(said, gold, kind)
-        assert (normaliser.f1(said, [gold]), normaliser.exact_match(said, [gold])) == pytest.approx(expected), (said, gold)
+        assert (normaliser.f1(said, [gold]), normaliser.exact_match(said, [gold])) == pytest.approx(expected), (
+            said,
+            gold,
+        )
         seen.add((round(expected[0], 3), expected[1]))
     assert len(seen) > 10
     assert {(1.0, 1.0), (0.0, 0.0)} <= seen
@@ -126,7 +130,11 @@ def test_the_best_gold_answer_counts_and_means_are_over_questions():
 
 @pytest.mark.parametrize(
     ("said", "golds", "message"),
-    [([], [], "got 0 for 0 questions"), (["a"], [["a"], ["b"]], "got 1 for 2"), (["a"], [[]], "question 0 has no gold")],
+    [
+        ([], [], "got 0 for 0 questions"),
+        (["a"], [["a"], ["b"]], "got 1 for 2"),
+        (["a"], [[]], "question 0 has no gold"),
+    ],
 )
 def test_what_cannot_be_scored_is_refused(said, golds, message):
     with pytest.raises(ValueError, match=message):

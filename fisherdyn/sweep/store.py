@@ -67,11 +67,16 @@ class SweepStore:
     def _zarr(self) -> Path:
         return self.folder / RUNS
 
+    @property
+    def _shared(self) -> tuple[str, ...]:
+        """Variables that are the same in every run."""
+        return () if any("tuning" in run.changes for run in self.runs) else ("num_params",)
+
     def _check_plan(self) -> None:
         plan = {
             "study": self.study,
             "settings": self.settings.asdict(),
-            "runs": [[run.schedule, list(run.order), run.seed] for run in self.runs],
+            "runs": [_plain(run) for run in self.runs],
             "versions": record.provenance(),
         }
         path = self.folder / PLAN
@@ -106,13 +111,33 @@ class SweepStore:
     def write(self, index: int, ds: xr.Dataset) -> None:
         """Keeps one run: its variables first, then its status."""
         if not self._zarr.exists():
-            self._create(ds)
+            self._create(self._on_common_steps(ds))
         region = {"run": slice(index, index + 1)}
-        by_run = [name for name in ds.data_vars if name not in _SHARED]
+        ds = self._on_common_steps(ds)
+        by_run = [name for name in ds.data_vars if name not in self._shared]
         one = ds[by_run].drop_vars(ds.coords).expand_dims("run")
         one.to_zarr(self._zarr, region=region, consolidated=False)
         status = xr.Dataset({"status": ("run", np.ones(1, dtype=np.int8))})
         status.to_zarr(self._zarr, region=region, consolidated=False)
+
+    def _on_common_steps(self, ds: xr.Dataset) -> xr.Dataset:
+        """Runs may differ in length: each is put on the steps of all, and has nothing (NaN, -1) where it had no record."""
+        each = [self.settings.of(run) for run in self.runs]
+        if len({one.steps for one in each}) == 1:
+            return ds
+        common = {
+            "step": sorted({step for one in each for step in one.record_steps()}),
+            "eval_step": sorted({step for one in each for step in one.evaluation_steps()}),
+        }
+        known = {axis: steps for axis, steps in common.items() if axis in ds.dims}
+        fill = {str(name): -1 for name, v in ds.data_vars.items() if v.dtype.kind != "f"}
+        return ds.reindex(known, fill_value={**dict.fromkeys(map(str, ds.data_vars), np.nan), **fill})
+
+    def _own_coordinates(self) -> dict[str, Any]:
+        """What differs between runs, over run; what they share is an attribute."""
+        each = [self.settings.of(run).asdict() for run in self.runs]
+        changed = {key for run in self.runs for key in run.changes}
+        return {key: ("run", [one[key] for one in each]) for key in _OWN if key in changed}
 
     def _create(self, first: xr.Dataset) -> None:
         """The empty store, shaped as the first finished run, one chunk a run; it appears whole or not at all."""
@@ -120,7 +145,7 @@ class SweepStore:
         variables: dict[str, Any] = {"status": (("run",), np.zeros(n, dtype=np.int8))}
         encoding: dict[str, Any] = {"status": {"chunks": (1,)}}
         for name, values in first.data_vars.items():
-            if name in _SHARED:
+            if name in self._shared:
                 variables[str(name)] = (values.dims, values.values)
                 continue
             shape = (n, *values.shape)
@@ -132,10 +157,12 @@ class SweepStore:
             "run": np.arange(n),
             "schedule": ("run", [run.schedule for run in self.runs]),
             "seed": ("run", [run.seed for run in self.runs]),
+            **self._own_coordinates(),
         }
         own = ("policy", "seed", "interval", "steps", "lr")
         attrs = {key: value for key, value in first.attrs.items() if key not in own}
-        template = record.build(variables, coords, {**attrs, "study": self.study, **self.settings.asdict()})
+        shared = {key: value for key, value in self.settings.asdict().items() if key not in coords}
+        template = record.build(variables, coords, {**attrs, "study": self.study, **shared})
         making = self.folder / f".{RUNS}.making"
         shutil.rmtree(making, ignore_errors=True)
         # Format 2: zarr's third has no text of fixed length yet, which is what every reader of xarray handles.
@@ -159,8 +186,13 @@ class SweepStore:
         return path
 
 
-_SHARED = ("num_params",)
-"""Variables that are the same in every run."""
+_OWN = ("steps", "lr", "interval", "train_examples", "tuning")
+"""What runs may differ in, beside schedule and seed."""
+
+
+def _plain(run: Run) -> list[Any]:
+    """A run as JSON gives it back."""
+    return [run.schedule, list(run.order), run.seed, run.policy, dict(run.changes)]
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def load(name: str, **options: Any) -> Task:
     """A task by its name.
 
     Raises:
-        ValueError: there is no such task; the message lists those there are.
+        ValueError: there is no such task or option; the message lists those there are.
         ImportError: the packages that tasks need are not installed.
     """
     if name not in REGISTRY:
@@ -68,4 +69,7 @@ def load(name: str, **options: Any) -> Task:
     except ModuleNotFoundError as error:
         raise ImportError(f"task {name!r} needs {error.name}: pip install 'fisherdyn[tasks]'") from error
     factory: Callable[..., Task] = getattr(module, entry.factory)
+    known = signature(factory).parameters
+    if unknown := [option for option in options if option not in known]:
+        raise ValueError(f"task {name!r} has no option {', '.join(unknown)}: it has {', '.join(known)}")
     return factory(**options)

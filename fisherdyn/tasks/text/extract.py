@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,16 +33,13 @@ class XQuAD(TextTask):
     known = ("ar", "de", "el", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
     targets_of_paper = ("ar", "de", "el", "es", "hi", "ru", "th", "tr", "vi", "zh")
     head: ClassVar = AutoModelForQuestionAnswering
-
-    def __init__(self, *args: Any, max_length: int = 384, stride: int = STRIDE, **options: Any) -> None:
-        super().__init__(*args, max_length=max_length, **options)
-        self.stride = stride
+    longest = 384
 
     def normaliser(self, code: str) -> Normaliser:
         return SQUAD
 
     def windows(self, rows: list[Row]) -> list[Window]:
-        return make_windows(self.tokenizer, rows, self.max_length, self.stride)
+        return make_windows(self.tokenizer, rows, self.max_length, STRIDE)
 
     def examples(self, rows: list[Row]) -> Sequence[Window]:
         return self.windows(rows)

@@ -103,9 +103,7 @@ def _from_hub(split: Split, language: str, where: str) -> list[Row]:
         raise ImportError(f"{where} needs datasets: pip install 'fisherdyn[data]'") from error
     with told(where, "connect once, or give a folder with --data DIR"):
         config = split.config.format(lang=language)
-        return datasets.load_dataset(
-            split.repository, config, split=split.split, revision=split.revision
-        ).to_list()
+        return datasets.load_dataset(split.repository, config, split=split.split, revision=split.revision).to_list()
 
 
 @contextmanager

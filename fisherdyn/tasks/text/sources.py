@@ -64,19 +64,21 @@ MLQA_TEST = Split(
 )
 
 _WIKI = "AdapterHub/{model}-{lang}-wiki_pfeiffer"
+
+
+def _regular(model: str, *codes: str) -> dict[str, str]:
+    return {code: _WIKI.format(model=model, lang=code) for code in codes}
+
+
+_COMMON = ("ar", "de", "el", "en", "es", "et", "hi", "ht", "qu", "ru", "sw", "zh")
+_MBERT = "bert-base-multilingual-cased"
 LANGUAGE_ADAPTERS: dict[str, dict[str, str]] = {
-    "xlm-roberta-base": {
-        code: _WIKI.format(model="xlm-roberta-base", lang=code)
-        for code in "ar de el en es et hi ht id it qu ru sw ta th tr vi zh".split()
-    },
-    "bert-base-multilingual-cased": {
-        **{
-            code: _WIKI.format(model="bert-base-multilingual-cased", lang=code)
-            for code in "ar de el en es et hi ht qu ru sw zh".split()
-        },
-        "id": "AdapterHub/bert-base-multilingual-cased_wiki_id_pfeiffer",
-        "tr": "AdapterHub/bert-base-multilingual-cased_tr_wiki_pfeiffer",
-        "vi": "AdapterHub/bert-base-multilingual-cased_vi_wiki_pfeiffer",
+    "xlm-roberta-base": _regular("xlm-roberta-base", *_COMMON, "id", "it", "ta", "th", "tr", "vi"),
+    _MBERT: {
+        **_regular(_MBERT, *_COMMON),
+        "id": f"AdapterHub/{_MBERT}_wiki_id_pfeiffer",
+        "tr": f"AdapterHub/{_MBERT}_tr_wiki_pfeiffer",
+        "vi": f"AdapterHub/{_MBERT}_vi_wiki_pfeiffer",
     },
 }
 """Model -> language -> repository, at its newest revision: which revisions there are could not be looked up."""

@@ -55,6 +55,8 @@ class TextTask:
     head: ClassVar[Any]
     """The class that makes the model, of transformers' AutoModelFor..."""
     num_labels: ClassVar[int] = 2
+    longest: ClassVar[int] = 128
+    """Tokens, by default."""
     source = SOURCE
     distances: ClassVar[Mapping[str, float]] = {}
 
@@ -70,7 +72,7 @@ class TextTask:
         test_examples: int | None = None,
         probe_examples: int = 256,
         batch: int = 32,
-        max_length: int = 128,
+        max_length: int | None = None,
         reduction: int = 16,
         seed: int = 0,
     ) -> None:
@@ -80,7 +82,7 @@ class TextTask:
         self.data = Path(data) if data else None
         self.language_adapters = LanguageAdapters(model, Path(adapters) if adapters else None)
         self.sizes = {TRAIN: train_examples, DEVELOPMENT: dev_examples, TEST: test_examples, PROBE: probe_examples}
-        self.batch, self.max_length = batch, max_length
+        self.batch, self.max_length = batch, max_length or self.longest
         self.targets, self.skipped = self._choose_targets(tuple(languages))
 
     def _choose_targets(self, asked: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -119,7 +121,11 @@ class TextTask:
         pooler).
         """
         _ = self.tokenizer
-        with torch.random.fork_rng(), _quiet(), told(f"model {self.model}", "connect once, or give a folder with --model"):
+        with (
+            torch.random.fork_rng(),
+            _quiet(),
+            told(f"model {self.model}", "connect once, or give a folder with --model"),
+        ):
             torch.manual_seed(seed)
             model, info = self.head.from_pretrained(
                 self.repository,
