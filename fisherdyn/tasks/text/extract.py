@@ -68,17 +68,17 @@ class XQuAD(TextTask):
                 raise MissingError(f"{where}: question {i} has no answer with its place")
 
     def metric(self, rows: list[Row], code: str) -> Metric:
-        return AnswerMetric(partial(self.score, rows=rows, code=code))
+        return AnswerMetric(partial(self.score, rows=rows, windows=self.windows(rows), code=code))
 
-    def score(self, model: nn.Module, rows: list[Row], code: str) -> tuple[float, float]:
+    def score(self, model: nn.Module, rows: list[Row], windows: list[Window], code: str) -> tuple[float, float]:
         """(F1, exact match), 0 to 1, in a language."""
         golds = [row["answers"]["text"] for row in rows]
-        return score_answers(self.predict(model, rows, code), golds, self.normaliser(code))
+        return score_answers(self.predict(model, rows, windows, code), golds, self.normaliser(code))
 
-    def predict(self, model: nn.Module, rows: list[Row], code: str) -> list[str]:
+    def predict(self, model: nn.Module, rows: list[Row], windows: list[Window], code: str) -> list[str]:
         """The model's answer to each question."""
         with tunings.in_language(model, self.tuning, code, SOURCE) as device:
-            return best_answers(self._read(model, self.windows(rows), device), rows)
+            return best_answers(self._read(model, windows, device), rows)
 
     def _read(
         self, model: nn.Module, windows: list[Window], device: torch.device

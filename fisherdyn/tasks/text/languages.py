@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -55,4 +56,7 @@ class LanguageAdapters:
         for code in codes:
             path = self.fetch(code)
             with told(f"language adapter {path}", "it is damaged, or of another model: get it again"):
+                made_for = json.loads((path / CONFIGURATION).read_text()).get("model_type")
+                if made_for not in (None, model.config.model_type):
+                    raise ValueError(f"it was made for a model of type {made_for}, this is {model.config.model_type}")
                 model.load_adapter(str(path), load_as=code, with_head=False, use_safetensors=True)

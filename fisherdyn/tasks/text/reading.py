@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,13 +109,21 @@ def _from_hub(split: Split, language: str, where: str) -> list[Row]:
 
 @contextmanager
 def told(what: str, remedy: str) -> Iterator[None]:
-    """Whatever a hub, a cache or a damaged file raises becomes one line that says what is missing and what to do."""
+    """Whatever a hub, a cache or a damaged file raises becomes one line that says what is missing and what to do.
+
+    The hub's client retries for about half a minute where it is not switched off; what it logs meanwhile is not shown.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     except MissingError:
         raise
     except Exception as error:  # safetensors, pickle, hub, network and configuration errors share no base class
         raise MissingError(f"{what}: cannot be loaded ({first_line(error)}); {remedy}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def first_line(error: BaseException) -> str:

@@ -79,6 +79,8 @@ class TextTask:
         tunings.check(tuning)
         self.model, self.tuning, self.reduction, self.seed = model, tuning, reduction, seed
         self.repository, self.revision = MODELS.get(model, (model, None))
+        if Path(model).parts[0] in ("/", ".", "..", "~") and not Path(model).is_dir():
+            raise MissingError(f"--model {model}: no such folder")
         self.data = Path(data) if data else None
         self.language_adapters = LanguageAdapters(model, Path(adapters) if adapters else None)
         self.sizes = {TRAIN: train_examples, DEVELOPMENT: dev_examples, TEST: test_examples, PROBE: probe_examples}
