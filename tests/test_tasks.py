@@ -70,13 +70,13 @@ def test_the_language_adapter_is_active_in_training_and_replaced_at_evaluation(h
 
 def test_evaluation_in_the_wrong_language_would_be_seen(hub):
     """The control: logits under the source's adapter and under the target's differ."""
-    task = load(hub, "xnli", languages=("de",))
+    task = load(hub, "xnli", languages=("th",))
     network = task.build_model(0).eval()
     batch = next(iter(task.train_loader(0)))
     batch.pop("labels")
     with torch.no_grad():
         english = network(**batch).logits
-        set_language(network, "de")
+        set_language(network, "th")
         assert not torch.allclose(network(**batch).logits, english)
 
 
@@ -158,8 +158,8 @@ def test_the_fisher_is_measured_right_on_these_models(hub, name, tuning):
 
 def test_languages_without_an_adapter_are_skipped_and_said(hub):
     task = load(hub, "xquad")
-    assert task.targets == ("ar", "de", "th", "zh")
-    assert task.skipped == dict.fromkeys(["el", "es", "hi", "ru", "tr", "vi"], "no language adapter")
+    assert task.targets == ("ar", "th", "zh")
+    assert task.skipped == dict.fromkeys(["de", "el", "es", "hi", "ru", "tr", "vi"], "no language adapter")
     assert list(task.evaluate()) == list(task.targets)
     assert load(hub, "xquad", tuning="lora").skipped == {}
 

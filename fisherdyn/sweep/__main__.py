@@ -114,12 +114,13 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
     wanted = {"steps": args.steps, "lr": args.lr, "interval": args.interval}
     settings = Settings(
         task=args.task,
-        **recipe.of(studies.TOP_DOWN, (recipe.sizes or (None,))[0], wanted),
+        **recipe.of(studies.TOP_DOWN, (recipe.sizes or (args.train_examples,))[0], wanted),
         options={**given, "batch": recipe.batch},
         skipped=_skipped(task.skipped),
         fit=recipe.fit,
     )
-    settings = replace(settings, **_cadence(settings))
+    every = _cadence(settings)
+    settings = replace(settings, record_every=every["record_every"], evaluate_every=every["evaluate_every"])
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     if args.study == "permutations":
         orders = [studies.parse_order(text) for text in args.order]

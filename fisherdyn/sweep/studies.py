@@ -162,7 +162,7 @@ def of_recipe(
     """
     runs = []
     for seed in seeds:
-        for size in recipe.sizes or (None,):
+        for size in recipe.sizes or (base.get("train_examples"),):
             for method in methods:
                 own: dict[str, Any] = recipe.of(method, size, given)
                 own |= {} if size is None else {"train_examples": size}

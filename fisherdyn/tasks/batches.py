@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 Batch = dict[str, Tensor]
 Collate = Callable[[Tensor], Batch]
@@ -67,7 +68,8 @@ def select(split: Mapping[str, Tensor], rows: Tensor) -> Batch:
     return {name: x[..., :longest] if x.ndim > 1 else x for name, x in chosen.items()}
 
 
-def pad(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+def pad(sequences: Sequence[np.ndarray], value: int) -> Tensor:
     """(n, longest), filled up with `value` at the right."""
-    longest = max(len(one) for one in sequences)
-    return torch.tensor([[*one, *[value] * (longest - len(one))] for one in sequences], dtype=torch.long)
+    return pad_sequence(
+        [torch.from_numpy(one.astype(np.int64)) for one in sequences], batch_first=True, padding_value=value
+    )

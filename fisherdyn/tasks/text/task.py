@@ -78,7 +78,8 @@ class TextTask:
     ) -> None:
         tunings.check(tuning)
         self.model, self.tuning, self.reduction, self.seed = model, tuning, reduction, seed
-        self.repository, self.revision = MODELS.get(model, (model, None))
+        self.repository: str = MODELS[model][0] if model in MODELS else model
+        self.revision: str | None = MODELS[model][1] if model in MODELS else None
         if Path(model).parts[0] in ("/", ".", "..", "~") and not Path(model).is_dir():
             raise MissingError(f"--model {model}: no such folder")
         self.data = Path(data) if data else None
