@@ -25,6 +25,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "source_metric": ("accuracy, or F1 of spans, on the source's development set", "1"),
     "metric": ("accuracy, or F1 of spans, on the target's test set", "1"),
     "exact_match": ("exact match of spans on the target's test set", "1"),
+    "exact_match_at_best": ("exact match of spans on the target's test set, of the best checkpoint", "1"),
     "selected": ("step at which the layer opened (-1: never)", "step"),
     "status": ("whether the run is done", "1"),
 }

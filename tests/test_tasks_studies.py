@@ -19,9 +19,10 @@ import xarray as xr
 from fisherdyn import fit, policies, record, tasks
 from fisherdyn.sweep import estimate, recipes, studies, tables
 from fisherdyn.sweep.__main__ import main, parse, plan
-from fisherdyn.sweep.engine import execute
+from fisherdyn.sweep.engine import _with_exact_match, execute
 from fisherdyn.sweep.store import SweepStore
 from fisherdyn.sweep.studies import METHODS, Run, Settings
+from fisherdyn.tasks.metrics import AnswerMetric
 
 shared = pytest.mark.skipif(not tiny.SHARED.is_dir(), reason="the shared data are not beside the project")
 TASKS = {
@@ -314,10 +315,39 @@ def test_the_best_checkpoints_results_are_used_where_they_are():
     ds = _record(10, 5, 0.5).expand_dims(run=2).assign_coords(schedule=("run", ["x", "y"]), seed=("run", [0, 0]))
     ds["source_metric"] = (("run", "step"), np.array([[0.1, 0.9, 0.2], [0.3, 0.2, 0.1]]))
     ds["metric_at_best"] = (("run", "target"), np.array([[0.7, 0.8], [0.2, 0.4]]))
+    ds["exact_match_at_best"] = ds["metric_at_best"] / 2
     found = tables.results(ds)
     assert found["source"].values.tolist() == [0.9, 0.3]
     np.testing.assert_allclose(found["transfer"], [0.75, 0.3])
+    np.testing.assert_allclose(found["exact_match"].mean("target"), [0.375, 0.15])
     assert "best checkpoint" in tables.table(ds)
+
+
+def test_the_exact_match_is_kept_from_the_same_calls():
+    metrics = {name: AnswerMetric(lambda model: (model, model)) for name in ("a", "b")}
+    for metric in metrics.values():
+        metric.exact_matches.extend([0.1, 0.2])
+    ds = xr.Dataset({"metric": (("eval_step", "target"), np.zeros((2, 2)))}, {"target": ["a", "b"]})
+    assert _with_exact_match(ds.copy(), metrics)["exact_match"].values.tolist() == [[0.1, 0.1], [0.2, 0.2]]
+    assert "exact_match" not in _with_exact_match(ds.copy(), {"a": len, "b": len})
+    if "metric_at_best" in record.VARIABLES:
+        for metric in metrics.values():
+            metric.exact_matches.append(0.15)
+        kept = _with_exact_match(ds.assign(metric_at_best=("target", [0.3, 0.3])), metrics)
+        assert kept["exact_match"].values.tolist() == [[0.1, 0.1], [0.2, 0.2]]
+        assert kept["exact_match_at_best"].values.tolist() == [0.15, 0.15]
+
+
+def test_a_variable_that_only_some_runs_have_gets_its_room(tmp_path):
+    runs = [Run(name, (), 0, "standard") for name in ("x", "y", "z")]
+    with SweepStore(tmp_path, "compare", runs, Settings(steps=10, record_every=5, evaluate_every=10)) as store:
+        for i in range(3):
+            one = _record(10, 5, 0.1 * i)
+            store.write(i, one if i == 1 else one.drop_vars("exact_match"))
+        ds = store.read()
+    assert ds["exact_match"].isnull().all(["eval_step", "target"]).values.tolist() == [True, False, True]
+    np.testing.assert_allclose(ds["exact_match"].isel(run=1), 0.05)
+    np.testing.assert_allclose(ds["metric"].max(["eval_step", "target"]), [0, 0.1, 0.2])
 
 
 def test_rows_by_number_of_training_examples():

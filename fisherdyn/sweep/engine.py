@@ -57,11 +57,13 @@ def _policy(run: Run) -> policies.Policy:
 
 
 def _with_exact_match(ds: xr.Dataset, metrics: Mapping[str, Metric]) -> xr.Dataset:
-    """The exact match beside the F1 of a task of extraction, from the calls that gave the F1."""
+    """The exact match beside the F1 of extraction, from the calls that gave the F1; the best checkpoint's is the last."""
     if not all(isinstance(metric, AnswerMetric) for metric in metrics.values()):
         return ds
     calls = np.array([metric.exact_matches for metric in metrics.values()]).T  # type: ignore[attr-defined]
     ds["exact_match"] = (("eval_step", "target"), calls[: ds.sizes["eval_step"]])
+    if "metric_at_best" in ds:
+        ds["exact_match_at_best"] = (("target",), calls[-1])
     return record.describe(ds)
 
 

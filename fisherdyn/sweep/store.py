@@ -110,10 +110,12 @@ class SweepStore:
 
     def write(self, index: int, ds: xr.Dataset) -> None:
         """Keeps one run: its variables first, then its status."""
-        if not self._zarr.exists():
-            self._create(self._on_common_steps(ds))
-        region = {"run": slice(index, index + 1)}
         ds = self._on_common_steps(ds)
+        if self._zarr.exists():
+            self._add_missing(ds)
+        else:
+            self._create(ds)
+        region = {"run": slice(index, index + 1)}
         by_run = [name for name in ds.data_vars if name not in self._shared]
         one = ds[by_run].drop_vars(ds.coords).expand_dims("run")
         one.to_zarr(self._zarr, region=region, consolidated=False)
@@ -121,17 +123,42 @@ class SweepStore:
         status.to_zarr(self._zarr, region=region, consolidated=False)
 
     def _on_common_steps(self, ds: xr.Dataset) -> xr.Dataset:
-        """Runs may differ in length: each is put on the steps of all, and has nothing (NaN, -1) where it had no record."""
+        """Runs may differ in length and k: each is put on the steps of all, and has nothing where it had no record."""
         each = [self.settings.of(run) for run in self.runs]
-        if len({one.steps for one in each}) == 1:
-            return ds
+        layers = ds.sizes.get("layer", 0)
         common = {
-            "step": sorted({step for one in each for step in one.record_steps()}),
-            "eval_step": sorted({step for one in each for step in one.evaluation_steps()}),
+            "step": {step for one in each for step in one.record_steps()},
+            "eval_step": {step for one in each for step in one.evaluation_steps()},
+            "selection_step": {step for one in each for step in one.selection_steps(layers)},
         }
-        known = {axis: steps for axis, steps in common.items() if axis in ds.dims}
-        fill = {str(name): -1 for name, v in ds.data_vars.items() if v.dtype.kind != "f"}
-        return ds.reindex(known, fill_value={**dict.fromkeys(map(str, ds.data_vars), np.nan), **fill})
+        axes = {axis: sorted(steps | {*ds[axis].values.tolist()}) for axis, steps in common.items() if axis in ds.dims}
+        if all(steps == ds[axis].values.tolist() for axis, steps in axes.items()):
+            return ds
+        return ds.reindex(axes, fill_value={str(name): _fill(v) for name, v in ds.data_vars.items()})
+
+    def _add_missing(self, ds: xr.Dataset) -> None:
+        """Room for variables that this run is the first to have, such as what FUN's choices rested on."""
+        with xr.open_zarr(self._zarr, consolidated=False) as kept:
+            missing = [name for name in ds.data_vars if name not in kept]
+            if not missing:
+                return
+            known = [name for name in ds.coords if name in kept.coords]
+        variables, encoding = self._empty(ds[missing])
+        added = xr.Dataset(variables, ds[missing].drop_vars(known, errors="ignore").coords)
+        record.describe(added).to_zarr(self._zarr, mode="a", encoding=encoding, consolidated=False)
+
+    def _empty(self, ds: xr.Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A run's variables for all runs, without values, and how they are cut: one chunk a run."""
+        variables: dict[str, Any] = {}
+        encoding: dict[str, Any] = {}
+        for name, values in ds.data_vars.items():
+            if name in self._shared:
+                variables[str(name)] = (values.dims, values.values)
+                continue
+            shape = (len(self.runs), *values.shape)
+            variables[str(name)] = (("run", *values.dims), np.full(shape, _fill(values), dtype=values.dtype))
+            encoding[str(name)] = {"chunks": (1, *values.shape)}
+        return variables, encoding
 
     def _own_coordinates(self) -> dict[str, Any]:
         """What differs between runs, over run; what they share is an attribute."""
@@ -142,16 +169,9 @@ class SweepStore:
     def _create(self, first: xr.Dataset) -> None:
         """The empty store, shaped as the first finished run, one chunk a run; it appears whole or not at all."""
         n = len(self.runs)
-        variables: dict[str, Any] = {"status": (("run",), np.zeros(n, dtype=np.int8))}
-        encoding: dict[str, Any] = {"status": {"chunks": (1,)}}
-        for name, values in first.data_vars.items():
-            if name in self._shared:
-                variables[str(name)] = (values.dims, values.values)
-                continue
-            shape = (n, *values.shape)
-            fill = np.nan if values.dtype.kind == "f" else -1
-            variables[str(name)] = (("run", *values.dims), np.full(shape, fill, dtype=values.dtype))
-            encoding[str(name)] = {"chunks": (1, *values.shape)}
+        variables, encoding = self._empty(first)
+        variables = {"status": (("run",), np.zeros(n, dtype=np.int8)), **variables}
+        encoding["status"] = {"chunks": (1,)}
         coords = {
             **{str(name): (coord.dims, coord.values) for name, coord in first.coords.items()},
             "run": np.arange(n),
@@ -188,6 +208,11 @@ class SweepStore:
 
 _OWN = ("steps", "lr", "interval", "train_examples", "tuning")
 """What runs may differ in, beside schedule and seed."""
+
+
+def _fill(values: xr.DataArray) -> Any:
+    """What stands where a run has no value."""
+    return {"f": np.nan, "U": ""}.get(values.dtype.kind, -1)
 
 
 def _plain(run: Run) -> list[Any]:

@@ -99,6 +99,10 @@ class Settings:
         """The steps at which fit() evaluates the targets."""
         return _every(self.steps, self.evaluate_every, first=self.evaluate_every)
 
+    def selection_steps(self, layers: int) -> list[int]:
+        """The steps at which SELECT may be asked."""
+        return list(range(self.interval, min(self.steps, self.interval * layers) + 1, self.interval))
+
 
 def _every(steps: int, interval: int, first: int) -> list[int]:
     return sorted({*range(first, steps, interval), steps})

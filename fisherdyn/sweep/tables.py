@@ -31,8 +31,8 @@ def results(ds: xr.Dataset) -> xr.Dataset:
     source = ds["source_metric"].max("step") if best else _last(ds["source_metric"], "step")
     target = ds["metric_at_best"] if best else _last(ds["metric"], "eval_step")
     found = {"source": source, "target_result": target, "transfer": target.mean("target")}
-    if "exact_match" in ds and not best:
-        found["exact_match"] = _last(ds["exact_match"], "eval_step")
+    if "exact_match" in ds:
+        found["exact_match"] = ds["exact_match_at_best"] if best else _last(ds["exact_match"], "eval_step")
     return xr.Dataset(found)
 
 
