@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 from torch.utils._pytree import tree_flatten, tree_map
 
 from .forward import one_example
@@ -20,26 +19,17 @@ from .forward import one_example
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: what went in, what came out (where it is kept), and the graph's edges at the output."""
+    """One call of a module: what went in, and what came out where it is kept."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Tensor | None]
-    edges: list[GradientEdge | None]
     versions: list[int]
 
     @classmethod
-    def of(
-        cls,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        outputs: list[Any],
-        edges: list[GradientEdge | None],
-        keep_outputs: bool,
-    ) -> Call:
-        kept = [x.detach().clone() if keep_outputs and isinstance(x, Tensor) else None for x in outputs]
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor | None]) -> Call:
         args, kwargs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (args, kwargs))
-        return cls(args, kwargs, kept, edges, [x._version for x in _tensors(args, kwargs)])
+        return cls(args, kwargs, outputs, [x._version for x in _tensors(args, kwargs)])
 
     def changed(self) -> bool:
         """Whether an input was written into since: a detached tensor shares its version with the original."""
@@ -84,7 +74,8 @@ def _pull_back(
     examples: int,
 ) -> Sequence[Tensor | None]:
     args, kwargs = tree_map(lambda x: one_example(x, i) if _holds(x, examples) else x, (call.args, call.kwargs))
-    outputs = tree_flatten(torch.func.functional_call(module, weights, args, kwargs))[0]
+    with torch.enable_grad():
+        outputs = tree_flatten(torch.func.functional_call(module, weights, args, kwargs))[0]
     pairs = []
     for alone, together, d in zip(outputs, call.outputs, gradients, strict=True):
         if d is None or together is None:
