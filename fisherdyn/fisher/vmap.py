@@ -34,7 +34,8 @@ def squared_norms(
     """sum over c of ||J_l^T c||^2 for each example and layer: (examples, layers). As `hooks.squared_norms`."""
     count_examples(args, kwargs)
     with torch.no_grad():
-        columns = torch.stack(list(cotangents(outputs(model(*args, **kwargs)))), dim=1)
+        f = outputs(model(*args, **kwargs))
+        columns = torch.stack(list(cotangents(f)), dim=1).to(f.dtype)
     wanted = {name: model.get_parameter(name).detach() for names in layers.values() for name in names}
 
     def one_example(args: tuple[Tensor, ...], kwargs: dict[str, Any], columns: Tensor) -> Tensor:
