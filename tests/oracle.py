@@ -45,7 +45,7 @@ def class_gradients(
 
 def _square(model: nn.Module, names: Sequence[str]) -> Tensor:
     gradients = [model.get_parameter(name).grad for name in names]
-    return sum((g.square().sum() for g in gradients if g is not None), torch.zeros((), dtype=torch.float64))
+    return sum((g.abs().square().sum() for g in gradients if g is not None), torch.zeros((), dtype=torch.float64))
 
 
 def per_example_trace(
