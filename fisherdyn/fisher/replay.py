@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.rnn import PackedSequence
@@ -27,26 +26,17 @@ _REMEDY = 'measure it with method="vmap", or with batches of one example'
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: what went in, what came out (where it is kept), and the graph's edges at the output."""
+    """One call of a module: what went in, and what came out where it is kept."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Tensor | None]
-    edges: list[GradientEdge | None]
     versions: list[int]
 
     @classmethod
-    def of(
-        cls,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        outputs: list[Any],
-        edges: list[GradientEdge | None],
-        keep_outputs: bool,
-    ) -> Call:
-        kept = [x.detach().clone() if keep_outputs and isinstance(x, Tensor) else None for x in outputs]
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor | None]) -> Call:
         args, kwargs = tree_map(_read, (args, kwargs))
-        return cls(args, kwargs, kept, edges, [x._version for x in _tensors(args, kwargs)])
+        return cls(args, kwargs, outputs, [x._version for x in _tensors(args, kwargs)])
 
     def changed(self) -> bool:
         """Whether an input was written into since: a detached tensor shares its version with the original."""
@@ -102,9 +92,7 @@ def replay(
     for i in range(examples):
         sums = {short: w.new_zeros(w.shape, dtype=_double(w)) for short, w in weights.items()}
         for call, gradients in calls:
-            with torch.enable_grad():
-                pulled = _pull_back(name, module, weights, call, gradients, i, examples)
-            for short, g in zip(weights, pulled, strict=True):
+            for short, g in zip(weights, _pull_back(name, module, weights, call, gradients, i, examples), strict=True):
                 sums[short] += 0 if g is None else g
         for short, total in sums.items():
             found[short][i] = total.abs().square().sum()
@@ -152,10 +140,11 @@ def _run_alone(
         )
     args, kwargs = _one_of(module, call, i, examples)
     try:
-        return tree_flatten(call_with(module, weights, args, kwargs))[0]
+        with torch.enable_grad():
+            return tree_flatten(call_with(module, weights, args, kwargs))[0]
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+    except Exception as error:  # whatever the module's own code raises at inputs that it was not written for
         first_line = f"{error}".partition("\n")[0][:120]
         raise ValueError(
             f"{_what(name, module)} cannot be run with one example alone ({first_line}); {_REMEDY}"
