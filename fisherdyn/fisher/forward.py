@@ -88,12 +88,13 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
 
     Weights, gradients and `requires_grad` are not touched by the estimators, so they need no restoring: gradients are
     taken with `torch.autograd.grad`. Buffers are restored, because some modules (quantisation's observers) write them
-    even in evaluation mode.
+    even in evaluation mode. torch's transformer layers must not take their fused path, which calls none of their modules.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     generators = [(generator, generator.get_state()) for generator in _generators(loader)]
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(), torch.enable_grad():
             model.eval()
@@ -108,6 +109,7 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
             generator.set_state(state)
         random.setstate(python)
         np.random.set_state(numpy)
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
