@@ -460,7 +460,7 @@ def recurrent_sequence_first() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.GRU(6, 5, num_layers=2), head=nn.Linear(5, 3)), x(*SQUARE)
 
 
-@wiring(vmap=UNMAPPED)
+@wiring()
 def recurrent_with_a_state() -> tuple[nn.Module, Tensor]:
     """Two layers and two examples: the state's first dimension is as long as the batch."""
 
