@@ -92,6 +92,11 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    # Some modules keep tensors that are no buffers and set them anew as they are called (adapters' prompt tuning).
+    kept = [
+        (vars(module), {name: x for name, x in vars(module).items() if isinstance(x, Tensor)})
+        for module in model.modules()
+    ]
     generators = [(generator, generator.get_state()) for generator in _generators(loader)]
     python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -101,6 +106,8 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
             yield
     finally:
         _restore_modes(modes)
+        for attributes, before in kept:
+            attributes.update(before)
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
