@@ -106,8 +106,8 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
             yield
     finally:
         _restore_modes(modes)
-        for attributes, before in kept:
-            attributes.update(before)
+        for attributes, tensors in kept:
+            attributes.update(tensors)
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
