@@ -65,7 +65,7 @@ class Likelihood:
         """
         if labels not in LABELS:
             raise ValueError(f"unknown labels={labels!r}: choose one of {', '.join(LABELS)}")
-        f = f.detach()
+        f = widened(f.detach())
         if labels == "exact":
             yield from self.columns(f, batch)
         elif labels == "class_mix":
@@ -76,6 +76,10 @@ class Likelihood:
             yield self.score(f, self.mode(f), batch)
         else:
             yield self.score(f, self.targets(f, batch), batch)
+
+    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+        """tr(S) of each example, (batch,), in float64: how undecided the model is."""
+        raise NotImplementedError
 
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         raise NotImplementedError
@@ -121,6 +125,12 @@ class Categorical(Likelihood):
     def counts(self, f: Tensor, batch: Any) -> Tensor | None:
         """Which softmaxes count, bool, f's shape without classes; None: all."""
         return None
+
+    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+        log_p = f.double().log_softmax(dim=-1)
+        # p (1 - p), from logarithms: a confident softmax keeps its relative precision.
+        each = -(log_p.exp() * torch.expm1(log_p)).sum(dim=-1, keepdim=True)
+        return self._masked(each, f, batch).reshape(len(f), -1).sum(dim=1)
 
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         """C-1 columns for each softmax of an example, one softmax after the other."""
@@ -246,6 +256,9 @@ class Gaussian(Likelihood):
     def fits(self, f: Tensor) -> bool:
         return f.ndim >= 1
 
+    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+        return torch.full((len(f),), f[0].numel() / self.sigma**2, dtype=torch.float64, device=f.device)
+
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         yield from _unit_columns(f, torch.full_like(f, 1 / self.sigma))
 
@@ -279,6 +292,9 @@ class Bernoulli(Likelihood):
 
     def fits(self, f: Tensor) -> bool:
         return f.ndim <= 2
+
+    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+        return self._root(f.double()).square().reshape(len(f), -1).sum(dim=1)
 
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         yield from _unit_columns(f, self._root(f))
@@ -367,6 +383,11 @@ def labels_in(batch: Any) -> Tensor | None:
     if isinstance(batch, Mapping):
         return batch.get("labels", batch.get("label"))
     return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor) else None
+
+
+def widened(x: Tensor) -> Tensor:
+    """Half precision as float32: what is squared, exponentiated or summed must not be done in it."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,8 +18,8 @@ TARGETS = ("labels", "label", "start_positions", "end_positions")
 """What a dict batch holds beside the inputs; the true Fisher needs none of it."""
 
 
-def inputs_of(batch: Batch, device: torch.device) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model, on its device, targets left out."""
+def inputs_of(batch: Batch, device: torch.device | None = None) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model, targets left out, on a device (None: where they are)."""
     if isinstance(batch, Mapping):
         kept = {key: value for key, value in batch.items() if key not in TARGETS}
         return (), {key: v.to(device) if isinstance(v, Tensor) else v for key, v in kept.items()}
@@ -31,6 +31,23 @@ def inputs_of(batch: Batch, device: torch.device) -> tuple[tuple[Tensor, ...], d
             f"{type(batch).__name__}{several}"
         )
     return (x.to(device),), {}
+
+
+def count_in(batch: Batch) -> int:
+    """The number of examples in a batch."""
+    return count_examples(*inputs_of(batch))
+
+
+def rows_of(batch: Batch, rows: range | Tensor) -> Batch:
+    """Some of a batch's examples, targets and all."""
+    index = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
+
+    def cut(x: Any) -> Any:
+        return x[index] if isinstance(x, Tensor) and x.ndim > 0 else x
+
+    if isinstance(batch, Mapping):
+        return {key: cut(value) for key, value in batch.items()}
+    return type(batch)(map(cut, batch)) if isinstance(batch, tuple | list) else cut(batch)
 
 
 def one_example(x: Any, i: int) -> Any:

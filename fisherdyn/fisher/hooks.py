@@ -57,7 +57,8 @@ def squared_norms(
         ValueError: a module that is not called, is tied to another, mixes examples or does not keep the batch dimension
             first: each by its name.
     """
-    watched = [Watched(name, model.get_submodule(name), wanted) for name, wanted in _owners(model, layers).items()]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    watched = [Watched(name, modules[name], wanted) for name, wanted in _owners(modules, layers).items()]
     separation = Separation(model, args, kwargs)
     with Tape(watched, separation) as tape:
         with tape.watching():
@@ -65,24 +66,38 @@ def squared_norms(
         columns = list(cotangents(f))
         tape.find_lowest(f)
         separation.check(f)
+        total = torch.zeros(separation.examples, len(layers), device=f.device, dtype=torch.float64)
         for i, column in enumerate(columns):
-            tape.pull_back(f, column, last=i + 1 == len(columns))
-    return tape.total(f.device)
+            unit, size = _unit(column)
+            total += size.square()[:, None] * tape.pull_back(f, unit.to(f.dtype), last=i + 1 == len(columns))
+    return total
 
 
-def _owners(model: nn.Module, layers: Layers) -> dict[str, dict[str, int]]:
+def _unit(cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    """Each example's cotangent divided by a power of two that brings its largest entry to 0.5 to 1, and that power.
+
+    Nothing is rounded by it, and where a model is confident the squares of its small gradients do not vanish.
+    """
+    exponent = torch.frexp(cotangent.flatten(1).abs().amax(dim=1)).exponent
+    shape = (-1,) + (1,) * (cotangent.ndim - 1)
+    unit = torch.ldexp(cotangent, -exponent.reshape(shape))
+    return unit, torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
+
+
+def _owners(modules: Mapping[str, nn.Module], layers: Layers) -> dict[str, dict[str, int]]:
     """Module name -> short name of each wanted parameter -> number of its layer; refuses tied weights."""
-    everywhere: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        everywhere.setdefault(id(parameter), []).append(name)
+    places: dict[int, dict[int, str]] = {}  # parameter -> the modules that own it -> its name there
+    for name, module in modules.items():
+        for short, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), {}).setdefault(id(module), f"{name}.{short}".lstrip("."))
     owners: dict[str, dict[str, int]] = {}
     for i, (layer, names) in enumerate(layers.items()):
         for name in names:
             owner, _, short = name.rpartition(".")
-            tied = everywhere[id(model.get_parameter(name))]
-            modules = {id(model.get_submodule(other.rpartition(".")[0])) for other in tied}
-            if len(modules) > 1:
-                raise ValueError(f"layer {layer!r}: one weight is used as {' and '.join(tied)}; {USE_VMAP}")
+            tied = places[id(modules[owner]._parameters[short])]
+            if len(tied) > 1:
+                raise ValueError(f"layer {layer!r}: one weight is used as {' and '.join(tied.values())}; {USE_VMAP}")
             owners.setdefault(owner, {})[short] = i
     return owners
 
@@ -154,7 +169,7 @@ class Tape:
         self.watched, self.separation, self.examples = watched, separation, separation.examples
         self.layers = 1 + max(layer for one in watched for layer in one.wanted.values())
         self.lowest: list[GradientEdge] = []
-        self._norms: list[list[Tensor]] = [[] for _ in range(self.layers)]
+        self._norms: list[list[Tensor]] = []
         self._handles: list[RemovableHandle] = []
         self._listening = self._last = False
 
@@ -190,7 +205,7 @@ class Tape:
         if source is None:  # a leaf, or a view that is not its base whole: what follows may not write into it
             source = _marked(output)
             output = source.clone()
-        self._listen(one, Call.of((a,), {}, [None]), [source], [output.shape])
+        self._listen(one, Call.of_one(a), [source], [output.shape])
         self.separation.watch(one.name, get_gradient_edge(source), a, output)
         return output
 
@@ -229,10 +244,11 @@ class Tape:
         if not self.lowest:
             raise ValueError(_UNUSED.format(", ".join(one.name for one in self.watched)))
 
-    def pull_back(self, f: Tensor, cotangent: Tensor, last: bool) -> None:
-        """One backward pass, from f down to the lowest outputs; the norms are kept."""
+    def pull_back(self, f: Tensor, cotangent: Tensor, last: bool) -> Tensor:
+        """One backward pass, from f down to the lowest outputs: squared norms, (examples, layers)."""
         for one in self.watched:
             one.expect()
+        self._norms = [[] for _ in range(self.layers)]
         self._listening, self._last = True, last
         try:
             torch.autograd.grad(f, self.lowest, cotangent, retain_graph=not last, allow_unused=True)
@@ -243,10 +259,7 @@ class Tape:
         for one in self.watched:
             if one.missing:  # some of its outputs do not reach f
                 self._take(one)
-
-    def total(self, device: torch.device) -> Tensor:
-        none = torch.zeros(self.examples, device=device, dtype=torch.float64)
-        return torch.stack([torch.stack(norms).double().sum(dim=0) if norms else none for norms in self._norms], dim=1)
+        return torch.stack([torch.stack(norms).double().sum(dim=0) for norms in self._norms], dim=1)
 
 
 def _lowest(root: Node | None, watched: Mapping[Node, Any]) -> list[Node]:

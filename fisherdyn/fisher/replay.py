@@ -31,25 +31,29 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Tensor | None]
+    tensors: list[Tensor]
     versions: list[int]
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor | None]) -> Call:
         args, kwargs = tree_map(_read, (args, kwargs))
-        return cls(args, kwargs, outputs, [x._version for x in _tensors(args, kwargs)])
+        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        return cls(args, kwargs, outputs, tensors, [x._version for x in tensors])
+
+    @classmethod
+    def of_one(cls, a: Tensor) -> Call:
+        """The call of a module of one input, whose output nobody asks for."""
+        a = a.detach()
+        return cls((a,), {}, [], [a], [a._version])
 
     def changed(self) -> bool:
         """Whether an input was written into since: a detached tensor shares its version with the original."""
-        return self.versions != [x._version for x in _tensors(self.args, self.kwargs)]
+        return self.versions != [x._version for x in self.tensors]
 
 
 def _read(x: Any) -> Any:
     """A parameter stays one: that is how a weight which is passed as an argument is told from a batch."""
     return x.detach() if isinstance(x, Tensor) and not isinstance(x, nn.Parameter) else x
-
-
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    return [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
 
 
 def reader(model: nn.Module, name: str) -> tuple[str, str]:

@@ -36,7 +36,7 @@ def squared_norms(
     count_examples(args, kwargs)
     with torch.no_grad():
         together = outputs(model(*args, **kwargs))
-        columns = torch.stack(list(cotangents(together)), dim=1)
+        columns = torch.stack(list(cotangents(together)), dim=1).to(together.dtype)
     wanted = {name: model.get_parameter(name).detach() for names in layers.values() for name in names}
 
     batched = {key: 0 if isinstance(v, Tensor) and v.ndim > 0 else None for key, v in kwargs.items()}
