@@ -109,6 +109,18 @@ def test_4_the_gradient_of_the_mean_loss_squared_is_not_the_trace():
     assert (ours.se < 0.1 * truth).all()
 
 
+def test_4_the_authors_form_is_what_their_code_computes_and_not_the_trace():
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).double(), torch.randn(8, 5).double()
+    loss = torch.nn.functional.cross_entropy(model(x), model(x).argmax(dim=1))
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    theirs = torch.stack([sum(g.square().sum() for g in pair) / 8 for pair in (gradients[:2], gradients[2:])])
+    found = fisher_trace(model, [x], labels="argmax", method="authors")
+    torch.testing.assert_close(found.trace, theirs)
+    truth = exact(model, x).mean(dim=0)
+    assert (found.trace < 0.1 * truth).all()
+
+
 def test_5_vmap_of_attention_that_branches_on_data_is_refused_with_the_remedy():
     torch.manual_seed(0)
     models = {
