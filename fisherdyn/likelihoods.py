@@ -341,13 +341,10 @@ _BY_PROBLEM = {
 }
 
 
-def find_likelihood(model: nn.Module, output: Any) -> Likelihood:
-    """The likelihood of a Hugging Face model by its class and config.problem_type; else a softmax, where it must be one.
-
-    Raises:
-        ValueError: the output could be several; the message names them.
-    """
-    problem = getattr(getattr(model, "config", None), "problem_type", None)
+def likelihood_of(model: nn.Module) -> Likelihood | None:
+    """The likelihood of a Hugging Face model by its config.problem_type or its class; None where these do not say."""
+    config = getattr(model, "config", None)
+    problem = getattr(config, "problem_type", None)
     if problem in _BY_PROBLEM:
         return _BY_PROBLEM[problem]()
     # A wrapper (peft's) keeps the model that it wraps among its modules.
@@ -355,6 +352,18 @@ def find_likelihood(model: nn.Module, output: Any) -> Likelihood:
     for ending, kind in _BY_TASK.items():
         if any(name.endswith(ending) for name in classes):
             return kind()
+    several = getattr(config, "num_labels", 0) > 1
+    return Categorical() if several and any(name.endswith("ForSequenceClassification") for name in classes) else None
+
+
+def find_likelihood(model: nn.Module, output: Any) -> Likelihood:
+    """As `likelihood_of`, or a span or softmax, where the output can be nothing else.
+
+    Raises:
+        ValueError: the output could be several; the message names them.
+    """
+    if (known := likelihood_of(model)) is not None:
+        return known
     if hasattr(output, "start_logits"):
         return Span()
     f = logits_of(output)

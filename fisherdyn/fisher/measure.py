@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layers
-from ..likelihoods import LIKELIHOODS, Likelihood, find_likelihood
+from ..likelihoods import LIKELIHOODS, Likelihood, find_likelihood, likelihood_of
 from .forward import Batch, count_examples, count_in, inputs_of, rows_of
 from .padding import without_padding
 
@@ -19,14 +19,15 @@ Rows = Callable[[Batch], Tensor]
 
 
 class Reading:
-    """A model's output -> the tensor f that its likelihood reads; where none is given, the first output says which."""
+    """A model's output -> the tensor f that its likelihood reads; where none is given, model or first output say which."""
 
     def __init__(self, model: nn.Module, likelihood: Likelihood | str | None) -> None:
         if isinstance(likelihood, str):
             if likelihood not in LIKELIHOODS:
                 raise ValueError(f"unknown likelihood={likelihood!r}: choose one of {', '.join(LIKELIHOODS)}")
             likelihood = LIKELIHOODS[likelihood]()
-        self.model, self.likelihood = model, likelihood
+        self.model = model
+        self.likelihood = likelihood_of(model) if likelihood is None else likelihood
 
     def __call__(self, output: Any) -> Tensor:
         if self.likelihood is None:

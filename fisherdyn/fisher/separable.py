@@ -19,8 +19,8 @@ from .forward import count_examples, one_example
 
 USE_VMAP = 'measure it with method="vmap"'
 
-_SETTLED: WeakKeyDictionary[nn.Module, set[tuple]] = WeakKeyDictionary()
-"""Model -> the doubts (examples, modules and shapes) that were found to be none."""
+_ROWS_ALONE: WeakKeyDictionary[nn.Module, dict[tuple, int]] = WeakKeyDictionary()
+"""Model -> (module, number of its call, shape of an output's row) -> the output's length for a single example."""
 
 
 class Separation:
@@ -59,17 +59,19 @@ class Separation:
         Raises:
             ValueError: it is not so; names the module.
         """
-        doubt = (self.examples, *((name, shape) for name, calls in self._doubts.items() for _, _, shape in calls))
-        settled = _SETTLED.setdefault(self.model, set())
-        if not self._doubts or doubt in settled:
-            return
-        alone = self._rows_alone()
-        for name, calls in self._doubts.items():
-            for (_, seen, shape), rows in zip(calls, alone[name], strict=True):
-                if shape[0] != rows * self.examples:
-                    raise ValueError(self._not_separable(name, seen))
-        self._check_together(f, alone)
-        settled.add(doubt)
+        known = _ROWS_ALONE.setdefault(self.model, {})
+        doubts = {
+            (name, i, shape[1:]): (edge, seen, shape)
+            for name, calls in self._doubts.items()
+            for i, (edge, seen, shape) in enumerate(calls)
+        }
+        if any(doubt not in known for doubt in doubts):
+            alone = self._rows_alone()
+            known.update({doubt: alone[doubt[0]][doubt[1]] for doubt in doubts})
+        for doubt, (_, seen, shape) in doubts.items():
+            if shape[0] != known[doubt] * self.examples:
+                raise ValueError(self._not_separable(doubt[0], seen))
+        self._check_together(f, [(doubt[0], *doubts[doubt][:2]) for doubt in doubts if known[doubt] > 1])
 
     def _rows_alone(self) -> dict[str, list[int]]:
         """How long the outputs of the doubtful modules are for one example, call by call."""
@@ -89,13 +91,7 @@ class Separation:
                 handle.remove()
         return rows
 
-    def _check_together(self, f: Tensor, alone: dict[str, list[int]]) -> None:
-        calls = [
-            (name, edge, seen)
-            for name in self._doubts
-            for (edge, seen, _), rows in zip(self._doubts[name], alone[name], strict=True)
-            if rows > 1
-        ]
+    def _check_together(self, f: Tensor, calls: list[tuple[str, GradientEdge, torch.Size]]) -> None:
         if not calls:
             return
         only_first = torch.zeros_like(f)
