@@ -10,9 +10,7 @@ from oracle import class_gradients, per_example_trace, snapshot
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForSequenceClassification
-from zoo import specimen
-from zoo.huggingface import SMALL
-from zoo.specimen import tokens
+from zoo import SMALL, specimen, tokens
 
 from fisherdyn import fisher_trace, probe
 from fisherdyn.fisher import vmap

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from . import adapted, huggingface, networks
-from .specimen import REFUSED, WAITING, ZOO, Specimen
+from .huggingface import SMALL
+from .specimen import REFUSED, WAITING, ZOO, Specimen, tokens
 
-__all__ = ["REFUSED", "WAITING", "ZOO", "Specimen", "adapted", "huggingface", "networks", "specimen"]
+__all__ = ["REFUSED", "SMALL", "WAITING", "ZOO", "Specimen", "adapted", "huggingface", "networks", "specimen", "tokens"]
 
 
 def specimen(name: str) -> Specimen:
