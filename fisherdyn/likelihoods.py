@@ -164,6 +164,8 @@ class Categorical(Likelihood):
         y = super().targets(f, batch)
         if y.shape != f.shape[:-1]:
             raise ValueError(f"expected labels of shape {tuple(f.shape[:-1])}, got {tuple(y.shape)}")
+        if y.is_floating_point():
+            raise ValueError(f"expected labels that are class numbers, got {y.dtype}: pass them as integers")
         wrong = (y >= f.shape[-1]) | ((y < 0) & (y != IGNORED))
         if wrong.any():
             raise ValueError(f"label {int(y[wrong][0])} is out of range: the model has {f.shape[-1]} classes")

@@ -178,7 +178,14 @@ RULES: dict[type[nn.Module], Rule] = {
 
 
 def find_rule(module: nn.Module) -> Rule | None:
-    """The rule of a module's exact type (a subclass may compute something else), or None."""
+    """The rule of a module's exact type, or None.
+
+    None too where the module may compute something else than its type says: a subclass, a `forward` of the instance's own
+    (accelerate's), or a weight that is made from other parameters (weight norm, pruning).
+    """
+    made = {name for name, _ in module.named_parameters(recurse=False)} - {"weight", "bias"}
+    if made or "forward" in vars(module):
+        return None
     if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
         return _LINEAR  # Hugging Face's: a Linear whose weight is stored transposed
     return RULES.get(type(module))
