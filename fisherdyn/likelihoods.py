@@ -38,7 +38,9 @@ class Likelihood:
         return logits_of(output)
 
     def check(self, f: Tensor, examples: int) -> None:
-        """Raises ValueError unless f has the likelihood's shape and is finite."""
+        """Raises ValueError unless f is real and finite, and has the likelihood's shape."""
+        if f.is_complex():
+            raise ValueError("complex logits have no likelihood here: have the model return real ones")
         if len(f) != examples or not self.fits(f):
             raise ValueError(
                 f"expected logits of shape {self.shape} for likelihood={self.name!r} and a batch of {examples}, got "

@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import Truth, cast, logits, truth
 from torch import Tensor, nn
-from zoo import REFUSED, WAITING, ZOO, Specimen, specimen
+from zoo import REFUSED, ZOO, Specimen, specimen
 
 from fisherdyn import fisher_trace
 from fisherdyn.layers import Layers, resolve_layers
@@ -49,9 +49,7 @@ def expected(found: Truth, labels: str, y: Tensor, model: nn.Module, inputs: dic
 @pytest.mark.parametrize("method", ["hooks", "vmap"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("name", ZOO)
-def test_every_label_is_the_oracle(name, dtype, tolerance, method, labels, request):
-    if name in WAITING and method == "hooks":
-        request.applymarker(pytest.mark.xfail(strict=True, reason=WAITING[name]))
+def test_every_label_is_the_oracle(name, dtype, tolerance, method, labels):
     it, layers, found = measured(name)
     if method == "vmap" and not it.mappable:
         pytest.skip("torch.func cannot map it")
@@ -77,9 +75,7 @@ def test_every_label_is_the_oracle(name, dtype, tolerance, method, labels, reque
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_by_name_and_right_by_the_remedy(name, request):
-    if name in WAITING:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=WAITING[name]))
+def test_refused_by_name_and_right_by_the_remedy(name):
     it = specimen(name)
     layers = resolve_layers(it.model, it.layers)
     model, inputs = it.model.double(), cast(it.inputs, torch.float64)

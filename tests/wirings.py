@@ -16,10 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, rnn
 from torch.utils.checkpoint import checkpoint
 
-SPOT = "an example alone must be compared with its row in the batch (notes: spot check)"
-READER = "hooks._owners must ask replay.reader which module reads a parameter"
 ROWS = "one example after the other"
-SEVERAL = "hooks must listen at a copy of each of several outputs: one may be computed from another"
 UNMAPPED = "torch.func cannot map"
 
 
@@ -29,21 +26,19 @@ class Wiring:
 
     Attributes:
         hooks, vmap: what the refusal says; None where the method is right.
-        wrong: why hooks are not yet as they must be.
     """
 
     make: Callable[[], tuple[nn.Module, Tensor]]
     hooks: str | None
     vmap: str | None
-    wrong: str
 
 
 WIRINGS: dict[str, Wiring] = {}
 
 
-def wiring(hooks: str | None = None, vmap: str | None = None, wrong: str = "") -> Callable:
+def wiring(hooks: str | None = None, vmap: str | None = None) -> Callable:
     def add(make: Callable[[], tuple[nn.Module, Tensor]]) -> None:
-        WIRINGS[make.__name__] = Wiring(make, hooks, vmap, wrong)
+        WIRINGS[make.__name__] = Wiring(make, hooks, vmap)
 
     return add
 
@@ -75,17 +70,17 @@ def x(*shape: int) -> Tensor:
 # How a weight is read.
 
 
-@wiring(hooks=".", wrong=SPOT)
+@wiring(hooks=".")
 def weight_read_elsewhere() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(F.linear(m.body(x).tanh(), m.body.weight))), x(*ROW)
 
 
-@wiring(hooks=".", wrong=SPOT)
+@wiring(hooks=".")
 def weight_in_a_scale() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(m.body(x).tanh()) / m.body.weight.norm()), x(*ROW)
 
 
-@wiring(hooks=".", wrong=SPOT)
+@wiring(hooks=".")
 def transposed_decoder() -> tuple[nn.Module, Tensor]:
     """An autoencoder with its own weight transposed."""
     return body_and_head(lambda m, x: m.head(F.linear(m.body(x).tanh(), m.body.weight.T))), x(*ROW)
@@ -96,7 +91,7 @@ def weight_read_only_elsewhere() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(F.linear(x, m.body.weight, m.body.bias).tanh())), x(*ROW)
 
 
-@wiring(hooks=".", wrong=SPOT)
+@wiring(hooks=".")
 def forward_called_directly() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(m.body.forward(x).tanh() + m.body(x))), x(*ROW)
 
@@ -113,7 +108,7 @@ class Caching(nn.Module):
         return x.tanh() * self.scale
 
 
-@wiring(hooks=".", wrong=SPOT)
+@wiring(hooks=".")
 def output_read_from_the_module() -> tuple[nn.Module, Tensor]:
     return Wired(lambda m, x: m.head(m.body(x) + m.body.kept), body=Caching(), head=nn.Linear(6, 3)), x(*ROW)
 
@@ -129,13 +124,13 @@ class Returning(nn.Module):
         return self.how(x, x * self.scale)
 
 
-@wiring(hooks=".", wrong="a watched module whose output holds no tensor must be refused, not 0")
+@wiring(hooks=".")
 def output_in_an_object() -> tuple[nn.Module, Tensor]:
     body = Returning(lambda x, y: SimpleNamespace(hidden=y))
     return Wired(lambda m, x: m.head(m.body(x).hidden.tanh()), body=body, head=nn.Linear(6, 3)), x(*ROW)
 
 
-@wiring(wrong=SEVERAL)
+@wiring()
 def output_in_a_dict() -> tuple[nn.Module, Tensor]:
     body = Returning(lambda x, y: {"a": y, "b": (x + y, None)})
 
@@ -152,7 +147,7 @@ def input_among_the_outputs() -> tuple[nn.Module, Tensor]:
     return Wired(lambda m, x: m.head(sum(m.body(x))), body=body, head=nn.Linear(6, 3)), x(*ROW)
 
 
-@wiring(vmap=UNMAPPED, wrong=SEVERAL)
+@wiring(vmap=UNMAPPED)
 def outputs_that_depend_on_each_other() -> tuple[nn.Module, Tensor]:
     """An LSTM cell's h is computed from its c."""
 
@@ -182,19 +177,19 @@ def weight_as_an_argument() -> tuple[nn.Module, Tensor]:
     return model, x(6, 6)
 
 
-@wiring(wrong=READER)
+@wiring()
 def parameter_list() -> tuple[nn.Module, Tensor]:
     scales = nn.ParameterList([nn.Parameter(torch.randn(6)) for _ in range(2)])
     model = Wired(lambda m, x: m.head((x * m.scales[0]).tanh() * m.scales[1]), scales=scales, head=nn.Linear(6, 3))
     return model, x(*ROW)
 
 
-@wiring(wrong=READER)
+@wiring()
 def weight_norm() -> tuple[nn.Module, Tensor]:
     return nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 6)), nn.Tanh(), nn.Linear(6, 3)), x(*ROW)
 
 
-@wiring(wrong=READER)
+@wiring()
 def spectral_norm() -> tuple[nn.Module, Tensor]:
     return nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 6)), nn.Tanh(), nn.Linear(6, 3)), x(*ROW)
 
@@ -343,12 +338,12 @@ def checkpointed() -> tuple[nn.Module, Tensor]:
     return _checkpointed(use_reentrant=False), x(*ROW)
 
 
-@wiring(hooks="checkpoint", vmap=UNMAPPED, wrong="torch's RuntimeError must become a refusal by name")
+@wiring(hooks="checkpoint", vmap=UNMAPPED)
 def checkpointed_reentrant() -> tuple[nn.Module, Tensor]:
     return _checkpointed(use_reentrant=True), x(*ROW)
 
 
-@wiring(hooks="random", vmap="random", wrong=SPOT)
+@wiring(hooks="random", vmap="random")
 def dropout_in_eval() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(F.dropout(m.body(x), 0.5, training=True))), x(*ROW)
 
@@ -364,7 +359,7 @@ def sequence_first_by_coincidence() -> tuple[nn.Module, Tensor]:
     )
 
 
-@wiring(wrong="separable: `_doubts` has doubtful calls only, `alone` has all of them")
+@wiring()
 def folded_once() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         return m.head((m.body(x).tanh() + m.body(x.reshape(-1, 6)).reshape(x.shape)).mean(dim=1))
@@ -383,7 +378,7 @@ def two_views_stacked() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*ROW)
 
 
-@wiring(hooks=".", wrong=SPOT)
+@wiring(hooks=".")
 def rows_sorted() -> tuple[nn.Module, Tensor]:
     """As for packing: a row's gradient is another example's."""
 
@@ -394,7 +389,7 @@ def rows_sorted() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*ROW)
 
 
-@wiring(hooks=".", wrong=SPOT)
+@wiring(hooks=".")
 def batch_in_the_second_dimension() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(m.body(x[None]).tanh()[0])), x(*ROW)
 
@@ -410,7 +405,7 @@ def same_for_all_examples() -> tuple[nn.Module, Tensor]:
     return Wired(wire, positions=nn.Embedding(7, 1), head=nn.Linear(6, 3)), x(*SQUARE)
 
 
-@wiring(hooks=".", wrong=SPOT)
+@wiring(hooks=".")
 def generated_weight() -> tuple[nn.Module, Tensor]:
     """A hypernetwork: one row that becomes everybody's weight."""
 
@@ -420,7 +415,7 @@ def generated_weight() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.Linear(2, 36), head=nn.Linear(6, 3)), x(*ROW)
 
 
-@wiring(hooks=".", vmap="mixes examples", wrong=SPOT)
+@wiring(hooks=".", vmap="mixes examples")
 def expert_chooses_tokens() -> tuple[nn.Module, Tensor]:
     """A mixture of experts, whose expert takes as many tokens as there are examples."""
 
@@ -433,7 +428,7 @@ def expert_chooses_tokens() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*SQUARE)
 
 
-@wiring(hooks=".", vmap="mixes examples", wrong=SPOT)
+@wiring(hooks=".", vmap="mixes examples")
 def batch_statistics() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         h = m.body(x)
@@ -442,7 +437,7 @@ def batch_statistics() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*ROW)
 
 
-@wiring(hooks=".", vmap="mixes examples", wrong=SPOT)
+@wiring(hooks=".", vmap="mixes examples")
 def attention_between_examples() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         h = m.body(x)
@@ -494,13 +489,13 @@ def _attention(**options: object) -> nn.Module:
     return Wired(wire, body=nn.MultiheadAttention(6, 2, **options), head=nn.Linear(6, 3))
 
 
-@wiring(wrong=READER)
+@wiring()
 def attention() -> tuple[nn.Module, Tensor]:
     """As many positions as examples: neither its causal mask nor its positions may be taken for the batch."""
     return _attention(batch_first=True), x(*SQUARE)
 
 
-@wiring(wrong=READER)
+@wiring()
 def attention_sequence_first() -> tuple[nn.Module, Tensor]:
     return _attention(add_bias_kv=True, kdim=6, vdim=6), x(*SQUARE)
 
@@ -519,12 +514,12 @@ def _encoder(frozen: bool, **options: object) -> nn.Module:
     return Wired(wire, body=body, head=nn.Linear(6, 3)).requires_grad_(not frozen)
 
 
-@wiring(wrong=READER)
+@wiring()
 def transformer_encoder() -> tuple[nn.Module, Tensor]:
     return _encoder(frozen=False, batch_first=True), x(*SEQUENCE)
 
 
-@wiring(wrong=READER)
+@wiring()
 def transformer_encoder_frozen() -> tuple[nn.Module, Tensor]:
     """In evaluation mode, without gradients, torch goes another way: nested tensors, in one fused kernel."""
     return _encoder(frozen=True, batch_first=True), x(*SEQUENCE)
@@ -535,7 +530,7 @@ def transformer_encoder_sequence_first() -> tuple[nn.Module, Tensor]:
     return _encoder(frozen=False), x(*SEQUENCE)
 
 
-@wiring(wrong=READER)
+@wiring()
 def transformer_decoder() -> tuple[nn.Module, Tensor]:
     body = nn.TransformerDecoderLayer(6, 2, 8, batch_first=True)
     return Wired(lambda m, x: m.head(m.body(x, x.flip(1)).mean(dim=1)), body=body, head=nn.Linear(6, 3)), x(*SEQUENCE)

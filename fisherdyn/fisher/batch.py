@@ -77,5 +77,5 @@ def _squared(
         )
         for j, own in enumerate(layers.values()):
             found = [g for g in (next(gradients) for _ in own) if g is not None]
-            total[0, j] += sum(float(g.double().square().sum()) for g in found)
+            total[0, j] += sum(float(g.abs().double().square().sum()) for g in found)
     return total

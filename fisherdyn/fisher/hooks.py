@@ -7,17 +7,13 @@ again, one example at a time (`replay`). Frozen parameters are measured like any
 nor touched.
 
 Unbiased given the cotangents; no variance of its own. Cost: one forward pass, and for each cotangent one backward pass
-through the activations plus the rules. Where shapes leave in doubt which dimension is the batch, one more forward pass of
-a single example settles it, once for a model and its shapes (`separable`).
-
-What a hook cannot see: a weight that its own module is not called with (`F.linear(x, layer.weight)`). Such uses are
-missing from the result; `method="vmap"` has them.
+through the activations plus the rules; for the first batch of a model, also a plain pass of one example (`alone`), which
+finds what hooks cannot see: mixed examples, and weights that are used outside their module's call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,9 +24,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from ..layers import Layers
-from .replay import Call, replay
+from .alone import USE_VMAP, Alone
+from .forward import count_examples
+from .replay import Call, reader, replay
 from .rules import Rule, find_rule
-from .separable import USE_VMAP, Separation
 
 _NEVER_CALLED = "not called in the forward pass: {}; leave out its layer or activate it"
 _UNUSED = "{} do not reach the logits; leave out their layers"
@@ -57,19 +54,19 @@ def squared_norms(
         ValueError: a module that is not called, is tied to another, mixes examples or does not keep the batch dimension
             first: each by its name.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    watched = [Watched(name, modules[name], wanted) for name, wanted in _owners(modules, layers).items()]
-    separation = Separation(model, args, kwargs)
-    with Tape(watched, separation) as tape:
-        with tape.watching():
-            f = outputs(model(*args, **kwargs))
+    examples = count_examples(args, kwargs)
+    with Tape(_watched(model, layers), examples, len(layers)) as tape:
+        f = tape.watch(lambda: outputs(model(*args, **kwargs)))
         columns = list(cotangents(f))
         tape.find_lowest(f)
-        separation.check(f)
-        total = torch.zeros(separation.examples, len(layers), device=f.device, dtype=torch.float64)
+        alone = Alone(model, args, kwargs, layers, outputs, tape.way)
+        total = torch.zeros(examples, len(layers), device=f.device, dtype=torch.float64)
         for i, column in enumerate(columns):
             unit, size = _unit(column)
-            total += size.square()[:, None] * tape.pull_back(f, unit.to(f.dtype), last=i + 1 == len(columns))
+            norms = tape.pull_back(f, unit.to(f.dtype), last=i + 1 == len(columns))
+            if alone.needed and not i:
+                alone.check(unit.to(f.dtype), norms)
+            total += size.square()[:, None] * norms
     return total
 
 
@@ -84,26 +81,27 @@ def _unit(cotangent: Tensor) -> tuple[Tensor, Tensor]:
     return unit, torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
 
 
-def _owners(modules: Mapping[str, nn.Module], layers: Layers) -> dict[str, dict[str, int]]:
-    """Module name -> short name of each wanted parameter -> number of its layer; refuses tied weights."""
-    places: dict[int, dict[int, str]] = {}  # parameter -> the modules that own it -> its name there
+def _watched(model: nn.Module, layers: Layers) -> list[Watched]:
+    """The modules whose calls read the wanted parameters; refuses weights that several modules read."""
+    readers: dict[int, dict[int, str]] = {}  # parameter -> the modules that own it -> its name there
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
         for short, parameter in module._parameters.items():
             if parameter is not None:
-                places.setdefault(id(parameter), {}).setdefault(id(module), f"{name}.{short}".lstrip("."))
-    owners: dict[str, dict[str, int]] = {}
+                readers.setdefault(id(parameter), {}).setdefault(id(module), f"{name}.{short}".lstrip("."))
+    wanted: dict[str, dict[str, int]] = {}
     for i, (layer, names) in enumerate(layers.items()):
         for name in names:
-            owner, _, short = name.rpartition(".")
-            tied = places[id(modules[owner]._parameters[short])]
+            tied = readers[id(model.get_parameter(name))]
             if len(tied) > 1:
                 raise ValueError(f"layer {layer!r}: one weight is used as {' and '.join(tied.values())}; {USE_VMAP}")
-            owners.setdefault(owner, {})[short] = i
-    return owners
+            owner, short = reader(model, name)
+            wanted.setdefault(owner, {})[short] = i
+    return [Watched(name, modules[name], own) for name, own in wanted.items()]
 
 
 class Watched:
-    """A module, the parameters of its own that are wanted, and its calls in this forward pass.
+    """A module, the parameters that it reads and that are wanted, and its calls in this forward pass.
 
     A weight that is used in several calls has one gradient, the sum of theirs: the norm is taken when the gradients of all
     calls are there.
@@ -115,7 +113,7 @@ class Watched:
 
     def __init__(self, name: str, module: nn.Module, wanted: dict[str, int]) -> None:
         self.name, self.module, self.wanted = name, module, wanted
-        self.rule: Rule | None = find_rule(module)
+        self.rule: Rule | None = find_rule(module) if set(wanted) <= {"weight", "bias"} else None
         self.calls: list[Call] = []
         self.edges: list[list[GradientEdge | None]] = []
         self.gradients: list[list[Tensor | None]] = []
@@ -165,10 +163,10 @@ class Tape:
     Listens until the end of its `with`.
     """
 
-    def __init__(self, watched: list[Watched], separation: Separation) -> None:
-        self.watched, self.separation, self.examples = watched, separation, separation.examples
-        self.layers = 1 + max(layer for one in watched for layer in one.wanted.values())
+    def __init__(self, watched: list[Watched], examples: int, layers: int) -> None:
+        self.watched, self.examples, self.layers = watched, examples, layers
         self.lowest: list[GradientEdge] = []
+        self.expanded: list[str] = []
         self._norms: list[list[Tensor]] = []
         self._handles: list[RemovableHandle] = []
         self._listening = self._last = False
@@ -180,42 +178,64 @@ class Tape:
         for handle in self._handles:
             handle.remove()
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Around the forward pass alone: what checkpointing computes again in the backward pass is no other call."""
+    def watch(self, forward: Callable[[], Tensor]) -> Tensor:
+        """Runs the forward pass, and it alone: what checkpointing computes again in the backward pass is no other call."""
         handles = []
         for one in self.watched:
             hook = partial(self._called if one.rule is not None else self._called_without_rule, one)
             # First of all hooks: one that changes the output comes after what the module itself computes.
             handles.append(one.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
         try:
-            yield
+            f = forward()
+        except RuntimeError as error:
+            if not self.expanded or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"module(s) {', '.join(self.expanded)} give one row for the whole batch, and the model cannot go on with one "
+                f"an example ({str(error).splitlines()[0][:120]}); {USE_VMAP}"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()
         if silent := [one.name for one in self.watched if not one.calls]:
             raise ValueError(_NEVER_CALLED.format(", ".join(silent)))
+        return f
 
     def _called(self, one: Watched, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
         """A call of a module that has a rule: one tensor in, one out."""
-        a, output = self.separation.one_row_an_example(
-            one.name, args[0] if args else next(iter(kwargs.values())), output
-        )
+        a, output = self._one_row_an_example(one.name, args[0] if args else next(iter(kwargs.values())), output)
         source = _source(output)
         if source is None:  # a leaf, or a view that is not its base whole: what follows may not write into it
             source = _marked(output)
             output = source.clone()
         self._listen(one, Call.of_one(a), [source], [output.shape])
-        self.separation.watch(one.name, get_gradient_edge(source), a, output)
         return output
+
+    def _one_row_an_example(self, name: str, a: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows broadcast over the batch (BERT's positions) become one an example; lengths that do not fit are refused."""
+        if len(output) == 1 and len(a) == 1 and self.examples > 1:
+            self.expanded.append(name)
+            return a.expand(self.examples, *a.shape[1:]), output.expand(self.examples, *output.shape[1:])
+        if output.ndim < 2 or len(output) % self.examples or len(a) != len(output):
+            raise ValueError(
+                f"module {name!r} sees {tuple(a.shape)} for a batch of {self.examples} examples, and not one example after "
+                f"the other: its gradient is not separable by example here; {USE_VMAP}"
+            )
+        return a, output
 
     def _called_without_rule(self, one: Watched, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         flat, spec = tree_flatten(output)
-        flat = [_marked(x) for x in flat]
-        sources = [x if _differentiable(x) else None for x in flat]
+        if not any(isinstance(x, Tensor) for x in flat):
+            raise ValueError(
+                f"module {one.name!r} returns a {type(output).__name__}, in which no tensor is found; {USE_VMAP}"
+            )
         kept = [x.detach().clone() if isinstance(x, Tensor) else None for x in flat]
-        self._listen(one, Call.of(args, kwargs, kept), sources, [None] * len(flat))
-        return tree_unflatten([x.clone() if _fragile(x) else x for x in flat], spec)
+        # Copies: an output may be written into later, and one may be computed from another.
+        sources = [x.clone() if _differentiable(x) else x for x in map(_marked, flat)]
+        self._listen(
+            one, Call.of(args, kwargs, kept), [x if _differentiable(x) else None for x in sources], [None] * len(flat)
+        )
+        return tree_unflatten([x.clone() if _differentiable(x) else x for x in sources], spec)
 
     def _listen(self, one: Watched, call: Call, sources: list[Tensor | None], shapes: list[torch.Size | None]) -> None:
         n = len(one.calls)
@@ -232,10 +252,16 @@ class Tape:
             self._take(one)
 
     def _take(self, one: Watched) -> None:
-        with torch.no_grad(), torch.autocast(self.separation.device.type, enabled=False):
-            for short, norms in one.norms(self.examples, self._last).items():
-                if short in one.wanted:
-                    self._norms[one.wanted[short]].append(norms)
+        device = next(d.device.type for call in one.gradients for d in call if d is not None)
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            norms = one.norms(self.examples, self._last)
+        for short, layer in one.wanted.items():
+            self._norms[layer].append(norms[short])
+
+    @property
+    def way(self) -> Hashable:
+        """Which modules were called, how often and with how many dimensions."""
+        return tuple((one.name, *(tuple(x.ndim for x in call.tensors) for call in one.calls)) for one in self.watched)
 
     def find_lowest(self, f: Tensor) -> None:
         """The outputs below which there is no other: the backward pass is for them, and passes all others on its way."""
@@ -252,6 +278,13 @@ class Tape:
         self._listening, self._last = True, last
         try:
             torch.autograd.grad(f, self.lowest, cotangent, retain_graph=not last, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant=True" not in str(error):
+                raise
+            raise ValueError(
+                "gradient checkpointing with use_reentrant=True takes gradients by backward() alone: turn it off "
+                "(model.gradient_checkpointing_disable()) or set use_reentrant=False"
+            ) from error
         finally:
             self._listening = False
         if unused := [one.name for one in self.watched if one.missing and not one.arrived]:
@@ -291,11 +324,6 @@ def _marked(x: Any) -> Any:
     if isinstance(x, Tensor) and x.is_floating_point() and not x.requires_grad:
         return x.detach().requires_grad_()
     return x
-
-
-def _fragile(x: Any) -> bool:
-    """Leaves, which must not be written into, and views, whose edge an in-place change would move."""
-    return _differentiable(x) and (x.is_leaf or x._is_view())
 
 
 def _source(output: Tensor) -> Tensor | None:

@@ -22,10 +22,12 @@ class Reading:
     """A model's output -> the tensor f that its likelihood reads; where none is given, model or first output say which."""
 
     def __init__(self, model: nn.Module, likelihood: Likelihood | str | None) -> None:
-        if isinstance(likelihood, str):
-            if likelihood not in LIKELIHOODS:
-                raise ValueError(f"unknown likelihood={likelihood!r}: choose one of {', '.join(LIKELIHOODS)}")
+        if likelihood in list(LIKELIHOODS.values()):
+            raise ValueError(f"expected a likelihood, got its class: pass likelihood={likelihood.__name__}()")  # type: ignore[union-attr]
+        if isinstance(likelihood, str) and likelihood in LIKELIHOODS:
             likelihood = LIKELIHOODS[likelihood]()
+        if not (likelihood is None or isinstance(likelihood, Likelihood)):
+            raise ValueError(f"unknown likelihood={likelihood!r}: choose one of {', '.join(LIKELIHOODS)}")
         self.model = model
         self.likelihood = likelihood_of(model) if likelihood is None else likelihood
 

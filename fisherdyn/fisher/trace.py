@@ -131,10 +131,12 @@ def fisher_trace(
         raise ValueError(f"unknown method={method!r}: choose one of {', '.join(METHODS)}")
     if labels not in LABELS:
         raise ValueError(f"unknown labels={labels!r}: choose one of {', '.join(LABELS)}")
-    if num_batches is not None and num_batches < 1:
-        raise ValueError(f"expected num_batches of at least 1, got {num_batches}")
-    if target_se is not None and not 0 < target_se < 1:
-        raise ValueError(f"expected target_se between 0 and 1, such as 0.05, got {target_se}")
+    if num_batches is not None and not (isinstance(num_batches, int) and num_batches >= 1):
+        raise ValueError(f"expected num_batches of at least 1, got {num_batches!r}")
+    if target_se is not None and not (isinstance(target_se, float) and 0 < target_se < 1):
+        raise ValueError(f"expected target_se between 0 and 1, such as 0.05, got {target_se!r}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"expected a torch.Generator, got {type(generator).__name__}")
     if sampling not in SAMPLING:
         raise ValueError(f"unknown sampling={sampling!r}: choose one of {', '.join(SAMPLING)}")
     if sampling == "importance" and method not in BY_EXAMPLE:
@@ -146,7 +148,8 @@ def fisher_trace(
     refuse_what_writes(model)
     chosen = resolve_layers(model, layers)
     reading = Reading(model, likelihood)
-    generator = generator or torch.Generator().manual_seed(rank())
+    if generator is None:
+        generator = torch.Generator().manual_seed(rank())
     estimate = _estimator(method, labels, generator)
     measure = Measure(model, chosen, reading, estimate, labels, generator, device)
     rows: Rows = Halving(measure) if method in BY_EXAMPLE else measure
@@ -195,6 +198,8 @@ def _estimator(method: str, labels: str, generator: torch.Generator) -> Callable
 
 def _batches(loader: Iterable[Batch]) -> Iterable[Batch]:
     """The loader's batches; a single batch in its place is refused."""
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"expected a loader, that is batches, got {type(loader).__name__}")
     one = isinstance(loader, Mapping) and any(isinstance(value, Tensor) for value in loader.values())
     if isinstance(loader, Tensor) or one:
         raise ValueError("expected a loader, that is batches, got a single batch: wrap it as [batch]")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..layers import LayerChoice, resolve_layers
 from ..likelihoods import Likelihood
+from .alone import left_to_the_caller
 from .forward import Batch, rows_of
 from .trace import fisher_trace
 
@@ -64,7 +65,8 @@ def verify(
     """
     few = rows_of(batch, range(examples))
     chosen = resolve_layers(model, layers)
-    found = fisher_trace(model, [few], layers=chosen, likelihood=likelihood, labels="exact", method=method)
+    with left_to_the_caller():
+        found = fisher_trace(model, [few], layers=chosen, likelihood=likelihood, labels="exact", method=method)
     singles = [rows_of(few, range(i, i + 1)) for i in range(found.examples)]
     # With a single example the signed gradient of the batch is that example's gradient, whatever its sign.
     expected = fisher_trace(model, singles, layers=chosen, likelihood=likelihood, labels="exact", method="batch")

@@ -6,9 +6,9 @@ import torch
 
 from . import adapted, huggingface, networks
 from .huggingface import SMALL
-from .specimen import REFUSED, WAITING, ZOO, Specimen, tokens
+from .specimen import REFUSED, ZOO, Specimen, tokens
 
-__all__ = ["REFUSED", "SMALL", "WAITING", "ZOO", "Specimen", "adapted", "huggingface", "networks", "specimen", "tokens"]
+__all__ = ["REFUSED", "SMALL", "ZOO", "Specimen", "adapted", "huggingface", "networks", "specimen", "tokens"]
 
 
 def specimen(name: str) -> Specimen:

@@ -21,9 +21,7 @@ from adapters.composition import Fuse, Stack
 from torch import nn
 
 from .huggingface import bert, gpt2
-from .specimen import Specimen, keep, refused, waiting
-
-READER = "hooks._owners must ask replay.reader which module reads a parameter"
+from .specimen import Specimen, keep, refused
 
 
 def _only(specimen: Specimen, trained: str) -> Specimen:
@@ -89,9 +87,9 @@ def compacter() -> Specimen:
     return _adapted(config, r"layer\.(\d+)\..*adapters\.task\.")
 
 
-@refused("shared_parameters.*task")
+@keep
 def compacter_shared() -> Specimen:
-    """One factor for all blocks, held by nobody who is called."""
+    """One factor for all blocks, held by nobody who is called: the whole model is run again, example by example."""
     return _adapted(CompacterConfig(phm_dim=2, reduction_factor=4), r"(shared_parameters)")
 
 
@@ -158,7 +156,6 @@ def lora_on_conv1d() -> Specimen:
     return _peft(gpt2(), config, r"h\.(\d+)\..*lora", "lora")
 
 
-@waiting(READER)
 @keep
 def lora_on_embeddings() -> Specimen:
     """Parameters in a dict, read by the module around it."""
@@ -166,7 +163,6 @@ def lora_on_embeddings() -> Specimen:
     return _peft(bert(), config, r"(lora)", "lora")
 
 
-@waiting(READER)
 @keep
 def ia3() -> Specimen:
     config = peft.IA3Config(
@@ -188,7 +184,6 @@ def dora() -> Specimen:
     return _peft(bert(), config, r"layer\.(\d+)\..*lora_[AB]", "lora_")
 
 
-@waiting("an output that was expanded changes the model: its error must become a refusal that names the module")
 @refused("prompt_encoder")
 def peft_prompt_tuning() -> Specimen:
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)

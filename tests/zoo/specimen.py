@@ -30,8 +30,6 @@ class Specimen:
 ZOO: dict[str, Callable[[], Specimen]] = {}
 REFUSED: dict[str, tuple[Callable[[], Specimen], str]] = {}
 """Name -> how it is made, and what the refusal of hooks says; vmap measures it."""
-WAITING: dict[str, str] = {}
-"""Name -> why hooks are not yet as they must be."""
 
 
 def keep(make: Callable[[], Specimen]) -> Callable[[], Specimen]:
@@ -42,14 +40,6 @@ def keep(make: Callable[[], Specimen]) -> Callable[[], Specimen]:
 def refused(message: str) -> Callable[[Callable[[], Specimen]], Callable[[], Specimen]]:
     def add(make: Callable[[], Specimen]) -> Callable[[], Specimen]:
         REFUSED[make.__name__] = make, message
-        return make
-
-    return add
-
-
-def waiting(reason: str) -> Callable[[Callable[[], Specimen]], Callable[[], Specimen]]:
-    def add(make: Callable[[], Specimen]) -> Callable[[], Specimen]:
-        WAITING[make.__name__] = reason
         return make
 
     return add
