@@ -191,8 +191,8 @@ class Tape:
             if not self.expanded or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ValueError(
-                f"module(s) {', '.join(self.expanded)} give one row for the whole batch, and the model cannot go on with one "
-                f"an example ({str(error).splitlines()[0][:120]}); {USE_VMAP}"
+                f"module(s) {', '.join(self.expanded)} give one row for the whole batch, and the model cannot go on "
+                f"with one an example ({str(error).splitlines()[0][:120]}); {USE_VMAP}"
             ) from error
         finally:
             for handle in handles:
