@@ -20,8 +20,8 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-figures: .venv/.run  ## the README's figure and table, from data/
-	$(BIN)/python -m paper_figures --format png --out data
+figures: .venv/.run  ## README's pictures, from data/; all figures and tables: python -m paper_figures
+	$(BIN)/python -m paper_figures fig2 fig4 fig5 transfer --format png --out data
 
 .venv/bin/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

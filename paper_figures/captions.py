@@ -20,11 +20,13 @@ SHOWN = {
         seeds (white: where a layer opens; colours by the root). The paper reads from its own that GU's is much higher and
         shaped like a hill.""",
     "fig4": """tr(F) per open adapter and accuracy on the source's development set, in footnote 9's groups (band: one
-        standard error over seeds), and what of tr(F) goes with transfer across the orders, with 95 % intervals. The arrows are the
-        paper's claim, for which it has no number: a higher peak and a wider curve go with better transfer.""",
+        standard error over seeds), and what of tr(F) goes with transfer across the orders, with 95 % intervals. The
+        arrows are the paper's claim, for which it has no number: a higher peak and a wider curve go with better
+        transfer.""",
     "fig5": """The layer that opens first, second, ..., beside top-down. Left: the one schedule by FUN that the paper prints
         (footnote 11; its averages are a picture only). Right: means and standard errors over seeds, of fixed orders over
-        the orders.""",
+        the orders. Below: Kendall's tau distance from top-down (0; bottom-up has 1, random orders 0.5 on average), mean and
+        95 % interval over the same.""",
     "fig6": "Where MAD-X has its adapters in a layer. Only the task adapter is trained.",
     "transfer": """Accuracy in each target language against its distance from the source (bars: one standard error over
         seeds).""",

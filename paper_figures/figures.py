@@ -29,8 +29,7 @@ def fig2(ds: xr.Dataset | None = None) -> Figure:
     with matplotlib.rc_context(plots.STYLE):
         ours = None if ds is None else _methods(ds)
         panels = 2 if ours is None else 3
-        width = plots.ACL_COLUMN * 1.4 if ours is None else plots.ACL_PAGE
-        figure = Figure(figsize=(width, 2.5), layout="constrained")
+        figure = Figure(figsize=(plots.ACL_PAGE, 2.5), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, panels, width_ratios=(1, 1, 1.25)[:panels]))
         axes[1].sharey(axes[0])
         for ax, model in zip(axes, ("mBERT", "XLM-R"), strict=False):
@@ -42,7 +41,6 @@ def fig2(ds: xr.Dataset | None = None) -> Figure:
         if ds is not None and ours is not None:
             plots.forest(axes[2], ours)
             axes[2].set_title(f"ours: {_task(ds)}, {ours.attrs['seeds']} seeds")
-            axes[2].set_xlabel(f"minus {plots.label(ours.attrs['baseline'])} (points, 95 %)")
         return figure
 
 
@@ -84,7 +82,10 @@ def fig3(ds: xr.Dataset) -> Figure:
             plots.learning_period(left, mean, colour=plots.COLOURS[i])
         left.set_ylabel("tr(F) per open adapter (nat)")
         left.set_ylim(bottom=0)
-        left.legend(loc="lower right", fontsize=7)
+        legend = left.legend(
+            loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, fontsize=7, borderpad=0, columnspacing=1
+        )
+        legend.set_in_layout(False)  # it may be a little wider than its panel
         by_layer = {name: _mean_run(both, name) for name in (STANDARD, top_down)}
         top = max(float(one["fisher_trace"].max()) for one in by_layer.values())
         for ax, (name, one) in zip((middle, right), by_layer.items(), strict=True):
@@ -135,24 +136,34 @@ def _legend(part: FigureBase, ax: Axes, *, ncols: int, title: str) -> None:
 
 def fig5(ds: xr.Dataset) -> Figure:
     """The order in which layers open, averaged: what the paper prints of it, and FUN's (or the orders') in a sweep."""
-    ours = [analysis.averaged_schedule(one) for one in _ordered(ds)]
+    ours = _ordered(ds)
     if not ours:
         raise ValueError(f"no schedule that opens layers one by one, only {', '.join(schedules(ds))}")
     with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(plots.ACL_PAGE, 2.5), layout="constrained")
+        figure = Figure(figsize=(plots.ACL_PAGE, 2.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        plots.averaged_schedules(left, _example())
-        left.set_title("paper: one run of FUN (footnote 11)")
-        plots.averaged_schedules(right, xr.concat(ours, "schedule"))
-        right.set_title(f"ours: {_task(ds)}" + ("" if _fun(ds) else " (a sweep without FUN)"))
+        _schedules(left, [_example()], "paper: one run of FUN (footnote 11)")
+        fun = any(_title(one) == "FUN" for one in ours)
+        _schedules(right, ours, f"ours: {_task(ds)}" + ("" if fun else " (a sweep without FUN)"))
         right.set_ylabel("")
-        for ax in (left, right):
-            ax.legend(loc="upper right", fontsize=7)
         return figure
 
 
-def _fun(ds: xr.Dataset) -> bool:
-    return "FUN" in map(plots.label, schedules(ds))
+def _schedules(ax: Axes, selected: list[xr.DataArray], title: str) -> None:
+    plots.averaged_schedules(ax, xr.concat([analysis.averaged_schedule(one) for one in selected], "schedule"))
+    said = []
+    for one in selected:
+        distance = analysis.mean_interval(analysis.distance_from_top_down(one).values)
+        said.append(f"{_title(one)} {distance.estimate:.2f}" + (f" ± {distance.half:.2f}" if distance.n > 1 else ""))
+    ax.text(0.02, 0.03, "distance from top-down: " + ", ".join(said), transform=ax.transAxes, fontsize=6.5, color="0.3")
+    ax.set_title(title)
+    ax.set_ylim(-1.9, 13.5)  # room for what is said below and above
+    ax.set_yticks(range(0, 11, 2))
+    ax.legend(loc="upper right", fontsize=7, ncols=2, columnspacing=1)
+
+
+def _title(selected: xr.DataArray) -> str:
+    return plots.label(str(selected["schedule"].values[0]))
 
 
 def _ordered(ds: xr.Dataset) -> list[xr.DataArray]:
@@ -166,15 +177,13 @@ def _ordered(ds: xr.Dataset) -> list[xr.DataArray]:
     return found
 
 
-def _example() -> xr.Dataset:
-    """Footnote 11's schedule: all that the paper prints of Figure 5 in numbers."""
+def _example() -> xr.DataArray:
+    """Footnote 11's schedule, at one opening a step: all that the paper prints of Figure 5 in numbers."""
     orders = published.table("schedules").set_index("name")["order"]
-    layers = np.array([[int(layer) for layer in orders["fun-example"].split()]], dtype=float)
-    dims = ("schedule", "opening")
-    return xr.Dataset(
-        {"layer": (dims, layers), "se": (dims, np.full_like(layers, np.nan))},
-        {"schedule": ["FUN"], "opening": np.arange(1, layers.shape[1] + 1)},
-    )
+    order = [int(layer) for layer in orders["fun-example"].split()]
+    selected = np.zeros((1, len(order) + 1), dtype=int)
+    selected[0, order] = np.arange(1, len(order) + 1)
+    return xr.DataArray(selected, {"schedule": ("run", ["FUN"]), "seed": ("run", [0])}, ["run", "layer"])
 
 
 def transfer(ds: xr.Dataset) -> Figure:

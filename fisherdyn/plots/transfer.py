@@ -113,7 +113,7 @@ def forest(ax: Axes, compared: xr.Dataset) -> Axes:
     ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
     ax.set_yticks(places, [label(name) for name in rows["schedule"].values])
     ax.set_ylim(-0.6, len(places) - 0.4)
-    ax.set_xlabel(f"transfer minus {label(compared.attrs['baseline'])} (points, 95 %)")
+    ax.set_xlabel(f"transfer minus {label(compared.attrs['baseline'])}\n(points, 95 %)")
     return ax
 
 
