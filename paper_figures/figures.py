@@ -119,7 +119,7 @@ def fig4(ds: xr.Dataset) -> Figure:
                 "", (0.9, place + 0.36), (0, place + 0.36), arrowprops={"arrowstyle": "-|>", "color": "0.45"}
             )
         right.plot([], [], marker=">", markersize=4, color="0.45", label="paper (no number)")
-        _legend(beside, right, ncols=1, title="peak and width with transfer")
+        _legend(beside, right, ncols=1, title="tr(F)'s shape with transfer")
         return figure
 
 

@@ -165,13 +165,13 @@ def test_intervals_from_standard_errors_cover():
     true = _bump(100, 30)
     truth = analysis.shape(analysis.smooth(true))
     ds = _measured(xr.concat([true] * 1000, "run"), 0.06, rng)
-    found = analysis.shape_from_errors(ds, draws=199)
+    found = analysis.shape_from_errors(ds, draws=99)
     assert found["bound"].values.tolist() == ["estimate", "low", "high"]
     for name in ("peak", "width", "area", "onset", "end"):
         low, high = found[name].sel(bound="low"), found[name].sel(bound="high")
         inside = float(((low <= truth[name]) & (truth[name] <= high)).mean())
         assert 0.9 < inside < 0.98, (name, inside)
-    narrow = analysis.shape_from_errors(ds.assign(fisher_trace_se=ds["fisher_trace_se"] / 3), draws=199)
+    narrow = analysis.shape_from_errors(ds.assign(fisher_trace_se=ds["fisher_trace_se"] / 3), draws=99)
     low, high = narrow["area"].sel(bound="low"), narrow["area"].sel(bound="high")
     assert float(((low <= truth["area"]) & (truth["area"] <= high)).mean()) < 0.8  # control: errors said too small
 

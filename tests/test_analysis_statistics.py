@@ -65,7 +65,7 @@ def test_noise_that_runs_share_is_not_an_effect_of_the_order(noise, own):
     ]
     assert np.mean([i.p <= 0.05 for i in naive]) > (0.5 if own == 0 else 0.1)
     if own == 0:
-        assert np.mean([_p_of_shuffled_means(*study, rng) <= 0.05 for study in studies]) > 0.07
+        assert np.mean([_p_of_shuffled_means(*study, rng) <= 0.05 for study in studies[:400]]) > 0.07
 
 
 def _p_of_shuffled_means(x, y, rng, resamples=99):
@@ -160,13 +160,13 @@ def test_partial_correlation():
     """Two that go together only through a third: the plain correlation finds it, the partial one does not."""
     rng = np.random.default_rng(0)
     plain = partial = 0
-    for _ in range(3000):
+    for _ in range(1500):
         z = rng.normal(size=11)
         x, y = 0.7 * z + rng.normal(size=(2, 11))
         plain += stats.spearmanr(x, y).pvalue <= 0.05
         partial += analysis.correlation(x, y, "partial", given=z, resamples=9).p <= 0.05
-    assert partial / 3000 <= 0.06
-    assert plain / 3000 > 0.1
+    assert partial / 1500 <= 0.06
+    assert plain / 1500 > 0.1
     r = [stats.spearmanr(*pair).statistic for pair in ((x, y), (x, z), (y, z))]
     expected = (r[0] - r[1] * r[2]) / np.sqrt((1 - r[1] ** 2) * (1 - r[2] ** 2))
     assert analysis.correlation(x, y, "partial", given=z, resamples=99).estimate == pytest.approx(expected)
@@ -246,10 +246,10 @@ def test_an_underpowered_study_says_so():
     assert found["schedule"].values.tolist() == ["good", "flat"]
     assert found["difference"].sel(schedule="good") == pytest.approx(0.1, abs=0.04)
     assert (found["seeds_needed"] > 5).all()
-    assert (found["underpowered"] == 1).all()
-    assert (analysis.compare(values, of_interest=0.5)["underpowered"] == 0).all()
+    assert found.attrs["underpowered"].startswith("5 seeds; to find a difference of 0.02 it takes good ")
+    assert analysis.compare(values, of_interest=0.5).attrs["underpowered"] == ""
     one = analysis.compare(values.where(values["seed"] == 0, drop=True))
-    assert (one["underpowered"] == 1).all()
+    assert one.attrs["underpowered"] == "one seed: nothing can be told from it"
     assert one["p_adjusted"].isnull().all()
     with pytest.raises(ValueError, match="expected runs of 'gu' and of others"):
         analysis.compare(values, "gu")

@@ -2,20 +2,14 @@
 
 Everything takes xarray and gives xarray or plain numbers; nothing here needs torch. One question a file: curves and
 shape (what did tr(F) do), results (where did it lead), schedules (which layer when), compare (is one better),
-correlations (what goes with what), power (could this study have seen it).
+correlations and between (what goes with what, between schedules), power (could this study have seen it).
 """
 
 from __future__ import annotations
 
+from .between import across_schedules, mixed_correlation, reliability, transfer_correlations
 from .compare import compare, mean_interval, order_effect, over_seeds, paired_difference
-from .correlations import (
-    across_schedules,
-    correlation,
-    mixed_correlation,
-    rank_correlation,
-    reliability,
-    transfer_correlations,
-)
+from .correlations import correlation, rank_correlation
 from .curves import learning_curve, learning_curve_se, per_open_layer, smooth, to_unit
 from .interval import Interval, adjusted
 from .power import detectable, points_needed, power, seeds_needed

@@ -56,9 +56,9 @@ def compare(values: xr.DataArray, baseline: str = "standard", of_interest: float
         of_interest: the difference that the study should be able to see, in the units of values.
 
     Returns:
-        Over schedule: difference, low, high (95 %, each for itself), p (paired t), p_adjusted (over all schedules),
-        seeds_needed (for `of_interest` at 80 % power, from the spread that was found; NaN with one seed), and
-        underpowered: 1 where there are fewer. Attributes: seeds, baseline, of_interest.
+        Over schedule: difference, low, high (95 %, each for itself), p (paired t), p_adjusted (over all schedules) and
+        seeds_needed (for `of_interest` at 80 % power, from the spread that was found; NaN with one seed). Attributes:
+        seeds, baseline, of_interest, and underpowered: what needs more seeds, in words, or "".
 
     Raises:
         ValueError: no run of the baseline, or none of anything else.
@@ -78,10 +78,13 @@ def compare(values: xr.DataArray, baseline: str = "standard", of_interest: float
         "p": [row.p for row in rows],
         "p_adjusted": adjusted(np.array([row.p for row in rows])),
         "seeds_needed": needed,
-        "underpowered": [int(not need <= n) for need in needed],
     }
     found = xr.Dataset({name: ("schedule", values) for name, values in columns.items()}, {"schedule": names})
-    return found.assign_attrs(seeds=n, baseline=baseline, of_interest=of_interest)
+    short = [f"{name} {need:.0f}" for name, need in zip(names, needed, strict=True) if need > n]
+    said = f"{n} seeds; to find a difference of {of_interest:g} it takes {', '.join(short)}" if short else ""
+    if n < 2:
+        said = "one seed: nothing can be told from it"
+    return found.assign_attrs(seeds=n, baseline=baseline, of_interest=of_interest, underpowered=said)
 
 
 def order_effect(values: xr.DataArray) -> tuple[float, float, float]:

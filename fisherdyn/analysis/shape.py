@@ -80,7 +80,7 @@ def shape_from_errors(
 ) -> xr.Dataset:
     """95 % intervals of one run's shape from the standard errors of tr(F) alone: what measuring adds, not what seeds do.
 
-    The curve is drawn again, with normal errors that are independent between records, and the interval is the basic
+    The curve is drawn again, with normal errors taken to be independent between records, and the interval is the basic
     bootstrap's, 2 estimate - quantile: the maximum of a noisy curve is too high, of a noisier one more so, and the
     reflection takes that back. Where a curve, or one in forty of those drawn, is censored, its onset, end or width has
     no interval (NaN).
