@@ -76,7 +76,11 @@ def parse(argv: Sequence[str] | None) -> tuple[Parser, argparse.Namespace]:
     return parser, args
 
 
-def sweeps(parser: Parser, given: list[Path] | None, faults: list[str]) -> list[Sweep]:
+Faults = dict[str, list[str]]
+"""What went wrong -> what could not be drawn for it."""
+
+
+def sweeps(parser: Parser, given: list[Path] | None, faults: Faults) -> list[Sweep]:
     """What --runs names, all of which must be readable, or what is in data/, less what is not."""
     found = []
     paths = given or sorted({DATA / name for name in REFERENCE} | set(DATA.glob("*.nc")))
@@ -86,7 +90,7 @@ def sweeps(parser: Parser, given: list[Path] | None, faults: list[str]) -> list[
         except ValueError as error:
             if given:
                 parser.error(f"--runs {error}")
-            faults.append(str(error))
+            faults[str(error)] = []
     return found
 
 
@@ -122,9 +126,9 @@ def attempt(name: str, found: list[Sweep], args: argparse.Namespace, said: dict[
             for file in draw(name, sweep, args.formats, args.out):
                 print(file)
         except FileNotFoundError as error:
-            return [f"{name}: {error}"]
+            return [str(error)]
         except ValueError as error:
-            unfit.append(f"{name}: {path.name if path else 'data/paper'} has {error}")
+            unfit.append(f"{path.name if path else 'data/paper'} has {error}")
             continue
         drawn = True
         own = f" --runs {path}" if path and args.runs else ""
@@ -132,20 +136,21 @@ def attempt(name: str, found: list[Sweep], args: argparse.Namespace, said: dict[
         said[name if sweep is None else f"{name}-{sweep.stem}"] = captions.caption(name, path, ds, command)
     if unfit and (not drawn or (args.wanted and args.runs)):
         return unfit
-    return [] if drawn else [f"{name}: there is no sweep to draw it from, name one with --runs"]
+    return [] if drawn else ["there is no sweep to draw it from, name one with --runs"]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser, args = parse(argv)
-    faults: list[str] = []
+    faults: Faults = {}
     found = sweeps(parser, args.runs, faults)
     args.out.mkdir(parents=True, exist_ok=True)
     said: dict[str, str] = {}
     for name in args.wanted or ALL:
-        faults += attempt(name, found, args, said)
+        for fault in attempt(name, found, args, said):
+            faults.setdefault(fault, []).append(name)
     print(captions.write(args.out, said))
-    for fault in dict.fromkeys(faults):
-        print(f"not drawn: {fault}", file=sys.stderr)
+    for fault, names in faults.items():
+        print(f"not drawn: {', '.join(names)}{': ' if names else ''}{fault}", file=sys.stderr)
     return int(bool(faults))
 
 

@@ -52,12 +52,12 @@ def _tables(rng, effect, noise, own=0.0):
     ]
 
 
-@pytest.mark.parametrize(("noise", "own"), [(1.0, 0.0), (3.0, 0.0), (2.0, 1.0)])
+@pytest.mark.parametrize(("noise", "own"), [(3.0, 0.0), (2.0, 1.0)])
 def test_noise_that_runs_share_is_not_an_effect_of_the_order(noise, own):
     """1,000 studies without an effect, with shared noise; schedules with or without an x and y of their own."""
     rng = np.random.default_rng(0)
     studies = [_tables(rng, 0.0, noise, own) for _ in range(1000)]
-    found = [analysis.across_schedules(*study, resamples=99) for study in studies]
+    found = [analysis.across_schedules(*study, resamples=39) for study in studies]
     assert np.mean([i.p <= 0.05 for i in found]) <= 0.06
     # Negative controls: both from the same runs; and halves, whose shuffled means do not know what halves share.
     naive = [
@@ -68,7 +68,7 @@ def test_noise_that_runs_share_is_not_an_effect_of_the_order(noise, own):
         assert np.mean([_p_of_shuffled_means(*study, rng) <= 0.05 for study in studies[:400]]) > 0.07
 
 
-def _p_of_shuffled_means(x, y, rng, resamples=99):
+def _p_of_shuffled_means(x, y, rng, resamples=39):
     a, b = x.values, y.values
     ranks = [stats.zscore(stats.rankdata(t.mean(1))) / 10 for t in (a[:, ::2], b[:, 1::2], a[:, 1::2], b[:, ::2])]
     orders = [np.arange(10), *(rng.permutation(10) for _ in range(resamples))]
@@ -151,7 +151,7 @@ def test_intervals_of_correlations_cover(method):
     truth = METHODS[method][1](0.6)
     found = [analysis.correlation(*_normal_pair(rng, 0.6), method, resamples=199) for _ in range(1000)]
     assert 0.92 <= np.mean([i.low <= truth <= i.high for i in found]) <= 0.98
-    nothing = [analysis.correlation(*_normal_pair(rng, 0.0), method, resamples=99) for _ in range(1000)]
+    nothing = [analysis.correlation(*_normal_pair(rng, 0.0), method, resamples=39) for _ in range(1000)]
     assert np.mean([i.p <= 0.05 for i in nothing]) <= 0.06
     assert np.mean([_correlates(i) for i in found]) > 0.3
 

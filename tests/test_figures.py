@@ -169,15 +169,15 @@ def test_a_missing_table_costs_one_line(monkeypatch, tmp_path, capsys):
     published.table.cache_clear()
     published.results.cache_clear()
     monkeypatch.setattr(command, "DATA", tmp_path / "nothing")
-    assert command.main(["table7", "table9", "table10", "--out", str(tmp_path / "out")]) == 1
+    assert command.main(["fig1", "fig2", "table7", "table9", "table10", "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     published.table.cache_clear()
     published.results.cache_clear()
     assert [line for line in said.splitlines() if "table9" in line] == [
-        f"not drawn: table9: table9.csv is not in {tmp_path / 'paper'}: it is part of the repository, restore it"
+        f"not drawn: fig2, table9: table9.csv is not in {tmp_path / 'paper'}: it is part of the repository, restore it"
     ]
-    drawn = {path.name for path in (tmp_path / "out").iterdir()}
-    assert drawn == {"table7.md", "table7.tex", "table10.md", "table10.tex", captions.FILE}
+    drawn = {path.stem for path in (tmp_path / "out").iterdir()}
+    assert drawn == {"fig1", "table7", "table10", "captions"}
 
 
 def test_a_missing_sweep_costs_one_line(monkeypatch, sweep, tmp_path, capsys):
