@@ -335,3 +335,27 @@ def test_drawings_are_of_the_papers_figures():
     assert {"a) standard", "b) gradual unfreezing", "c) unfreezing by tr(F)"} <= set(texts)
     texts = [text.get_text() for text in drawings.fig6().findobj(Text)]
     assert {"task adapter", "language adapter", "down", "ReLU", "up"} <= set(texts)
+
+
+def test_correlations_are_drawn_where_there_are_any():
+    found = analysis.transfer_correlations(analysis.summarise(_sweep(4)), resamples=99)
+    ax = Figure().subplots()
+    assert plots.correlations(ax, found) is ax
+    known = int(found["correlation"].sel(measure=["spearman", "mixed"]).notnull().sum())
+    assert sum(line.get_linestyle() == "-" for line in ax.get_lines()) == known
+    assert len(ax.texts) == 6 - known
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["peak", "width", "area"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("top_down", "GU (top-down)"),
+        ("GU", "GU (top-down)"),
+        ("linear_probing", "LPFT"),
+        ("Fun", "FUN"),
+        ("9-8", "9-8"),
+    ],
+)
+def test_schedules_have_the_papers_names(name, said):
+    assert plots.label(name) == said
