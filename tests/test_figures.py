@@ -237,6 +237,10 @@ def test_tables_in_both_languages(number):
     cells = [cell for block in table.blocks for row in block.rows for cell in row]
     assert all(cell in plain for cell in cells)
     assert latex.count("\\toprule") == len(table.blocks)
+    assert latex.count("{") == latex.count("}")
+    rows = [line for line in latex.splitlines() if line.endswith("\\\\")]
+    lengths = [len(block.header) for block in table.blocks for _ in range(1 + len(block.rows))]
+    assert [len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows] == lengths
     assert not re.search(r"(?<!\\)[%&_](?![^\n]*\\\\)", re.sub(r"^%.*", "", latex, flags=re.M))
 
 
