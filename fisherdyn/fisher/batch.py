@@ -73,7 +73,7 @@ def _squared(
     for i, column in enumerate(columns):
         keep = i + 1 < len(columns)
         gradients = iter(
-            torch.autograd.grad(f, list(weights.values()), weigh(column), retain_graph=keep, allow_unused=True)
+            torch.autograd.grad(f, list(weights.values()), weigh(column).to(f), retain_graph=keep, allow_unused=True)
         )
         for j, own in enumerate(layers.values()):
             found = [g for g in (next(gradients) for _ in own) if g is not None]
