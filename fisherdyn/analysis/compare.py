@@ -31,7 +31,7 @@ def mean_interval(values: np.ndarray) -> Interval:
 def over_seeds(values: xr.DataArray) -> xr.DataArray:
     """Mean and 95 % interval (Student's t) over `seed` of any table: (bound: estimate, low, high, ...).
 
-    With one seed the interval is infinite.
+    Peaks by schedule, for one: over_seeds(by_schedule(summarise(ds)["peak"])). With one seed the interval is infinite.
     """
     n = values.sizes["seed"]
     mean = values.mean("seed", skipna=False)
