@@ -27,7 +27,8 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "exact_match": ("exact match of spans on the target's test set", "1"),
     "exact_match_at_best": ("exact match of spans on the target's test set, of the best checkpoint", "1"),
     "selected": ("step at which the layer opened (-1: never)", "step"),
-    "status": ("whether the run is done", "1"),
+    "status": ("whether the run is done (1), waits (0), or failed when it was last tried (-1)", "1"),
+    "reason": ("why the run failed", "1"),
 }
 """Variable -> (long_name, units)."""
 

@@ -39,6 +39,7 @@ def fit(
     weight_decay: float = 0.01,
     max_grad_norm: float = 1.0,
     seed: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> xr.Dataset:
     """Generalised scheduled unfreezing (Algorithm 1 of the paper): trains in place and returns the record.
 
@@ -60,6 +61,7 @@ def fit(
         labels: of tr(F): "class_mix", "exact" or "sampled".
         weight_decay, max_grad_norm: AdamW's, and the clipping threshold.
         seed: of tr(F)'s label noise and of a random policy. The global random state is used by dropout alone.
+        on_step: called after every update with the number of updates made and the loss; for progress.
 
     Returns:
         Dataset over (step, layer): fisher_trace and its standard error, trainable, train_loss; source_metric (step);
@@ -103,6 +105,8 @@ def fit(
         nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
         log.losses.append(loss.item())
+        if on_step is not None:
+            on_step(step + 1, log.losses[-1])
 
     configuration = {"policy": policy.name, "interval": interval, "steps": steps, "lr": lr, "seed": seed}
     return log.dataset(unfreezing, {**configuration, "weight_decay": weight_decay, "device": str(device_of(model))})

@@ -19,7 +19,7 @@ import xarray as xr
 from fisherdyn import fit, policies, record, tasks
 from fisherdyn.sweep import estimate, recipes, studies, tables
 from fisherdyn.sweep.__main__ import main, parse, plan
-from fisherdyn.sweep.engine import _with_exact_match, execute
+from fisherdyn.sweep.execute import _with_exact_match, execute
 from fisherdyn.sweep.store import SweepStore
 from fisherdyn.sweep.studies import METHODS, Run, Settings
 from fisherdyn.tasks.metrics import AnswerMetric

@@ -1,133 +1,120 @@
-"""How a study is run: one after the other in this process, or in several worker processes of one thread each."""
+"""How a study is run: an engine does what it is given and hands back what came of it; here, one after the other.
+
+An engine keeps nothing: what is done is known to the store alone, and a run's numbers do not depend on where it was done.
+`processes` and `cluster` have the other two.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
-import torch
 import xarray as xr
 
-from .. import policies, record, tasks
-from ..tasks.metrics import AnswerMetric
-from ..train import Metric, fit
+from . import failures
+from .failures import Failure
 from .studies import Run, Settings
 
-
-def execute(run: Run, settings: Settings) -> xr.Dataset:
-    """Trains one run from scratch; a pure function of its arguments (on one kind of machine)."""
-    # One thread whatever the engine: sums in another order would be other numbers.
-    torch.set_num_threads(1)
-    settings = settings.of(run)
-    task = tasks.load(settings.task, **settings.options)
-    model = task.build_model(run.seed)
-    # Dropout, where the task has it, draws from the global state.
-    torch.manual_seed(run.seed)
-    metrics = task.evaluate()
-    ds = fit(
-        model,
-        task.train_loader(run.seed),
-        policy=_policy(run),
-        interval=settings.interval,
-        steps=settings.steps,
-        lr=settings.lr,
-        layers=task.layers(model),
-        probe_loader=task.probe_loader(),
-        evaluate_source=task.evaluate_source(),
-        evaluate=metrics,
-        record_every=settings.record_every,
-        evaluate_every=settings.evaluate_every,
-        seed=run.seed,
-        **settings.fit,
-    )
-    return _with_distances(_with_exact_match(ds, metrics), task.distances)
+OnStep = Callable[[int, float], None]
+"""Called with the number of updates made, and the last one's loss."""
+Train = Callable[[Run, Settings, OnStep], xr.Dataset]
+"""How one run is trained; `execute` is the default. A pure function, as far as the record is concerned."""
+Watch = Callable[[int, int, float], None]
+"""Called now and then with a run's number, its step and loss."""
+SECONDS = 0.5
+"""Between two words of one run's progress."""
 
 
-def _policy(run: Run) -> policies.Policy:
-    if run.policy in ("", "permutation"):
-        return policies.permutation(run.order) if run.order else policies.all_at_once()
-    return policies.NAMED[run.policy]()
+@dataclass(frozen=True)
+class Job:
+    """One run, as engines see it."""
+
+    index: int
+    run: Run
+    settings: Settings
 
 
-def _with_exact_match(ds: xr.Dataset, metrics: Mapping[str, Metric]) -> xr.Dataset:
-    """The exact match beside the F1 of extraction, from the calls that gave the F1; the best checkpoint's is the last."""
-    if not all(isinstance(metric, AnswerMetric) for metric in metrics.values()):
-        return ds
-    calls = np.array([metric.exact_matches for metric in metrics.values()]).T  # type: ignore[attr-defined]
-    ds["exact_match"] = (("eval_step", "target"), calls[: ds.sizes["eval_step"]])
-    if "metric_at_best" in ds:
-        ds["exact_match_at_best"] = (("target",), calls[-1])
-    return record.describe(ds)
+Outcome = xr.Dataset | Failure
 
 
-def _with_distances(ds: xr.Dataset, distances: Mapping[str, float]) -> xr.Dataset:
-    if not distances:
-        return ds
-    return record.describe(
-        ds.assign_coords(distance=("target", [distances[str(target)] for target in ds["target"].values]))
-    )
+class Engine(Protocol):
+    """What does runs. `capacity` of them are asked for at a time: what waits, waits with us."""
+
+    @property
+    def capacity(self) -> int: ...
+    def submit(self, job: Job) -> None: ...
+    def result(self) -> tuple[int, Outcome]:
+        """Waits until a run ends, whichever does first."""
+        ...
+
+    def close(self, abandon: bool = False) -> None:
+        """Lets go of workers; `abandon` gives up the runs that are under way."""
+        ...
 
 
-Execute = Callable[[Run, Settings], xr.Dataset]
+class InProcess:
+    """One run after the other, in this process."""
+
+    capacity = 1
+
+    def __init__(self, train: Train, watch: Watch) -> None:
+        self._train, self._watch = train, watch
+        self._jobs: deque[Job] = deque()
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def result(self) -> tuple[int, Outcome]:
+        job = self._jobs.popleft()
+        return job.index, guarded(self._train, job, self._watch)
+
+    def close(self, abandon: bool = False) -> None:
+        self._jobs.clear()
 
 
-def run_all(
-    runs: dict[int, Run], settings: Settings, workers: int, execute: Execute = execute
-) -> Iterator[tuple[int, xr.Dataset | Exception]]:
-    """Yields (index, dataset or what went wrong) as runs finish, in any order.
+def run_all(engine: Engine, jobs: Iterable[Job], tell: Callable[[str], None] = print) -> Iterator[tuple[int, Outcome]]:
+    """Yields (number of the run, what came of it) as runs end, in any order; a run that failed does not stop the others.
 
-    The numbers do not depend on `workers`. An exception of one run does not stop the others.
+    Where doing it again can help, it is done again before it is given up. As many results are held as are under way.
     """
-    if workers == 1:
-        for index, run in runs.items():
-            yield index, _guarded(execute, run, settings)
-        return
-    context = multiprocessing.get_context("spawn")
-    # Read by the workers' BLAS when they start: one thread each, so that they do not fight over cores.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    waiting, under_way, tries = iter(jobs), dict[int, Job](), Counter[int]()
+    again: deque[Job] = deque()
+    abandon = True
     try:
-        futures = {pool.submit(_guarded, execute, run, settings): index for index, run in runs.items()}
-        for future in as_completed(futures):
-            yield futures[future], _result(future)
-    except BaseException:  # Ctrl-C, or the caller stopped listening: runs that are under way are given up
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    pool.shutdown()
+        while True:
+            while len(under_way) < engine.capacity and (job := again.popleft() if again else next(waiting, None)):
+                under_way[job.index] = job
+                engine.submit(job)
+            if not under_way:
+                break
+            index, outcome = engine.result()
+            job = under_way.pop(index)
+            if isinstance(outcome, Failure) and outcome.again and tries[index] < failures.RETRIES:
+                tries[index] += 1
+                tell(f"{job.run}: {outcome.reason}; once more ({tries[index]} of {failures.RETRIES})")
+                again.append(job)
+            else:
+                tries.pop(index, None)
+                yield index, outcome
+        abandon = False
+    finally:  # Ctrl-C, or the caller stopped listening: runs that are under way are given up
+        engine.close(abandon)
 
 
-def _result(future: Future[xr.Dataset | Exception]) -> xr.Dataset | Exception:
-    """A worker that is killed takes the whole pool with it: every run that was left is reported as that."""
+def guarded(train: Train, job: Job, watch: Watch) -> Outcome:
+    """One run, whatever happens in it."""
+    spoken = 0.0
+
+    def on_step(step: int, loss: float) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken > SECONDS:
+            spoken = time.monotonic()
+            watch(job.index, step, loss)
+
     try:
-        return future.result()
-    except BrokenProcessPool:
-        return RuntimeError("a worker process was killed, perhaps for want of memory: try fewer --workers")
-
-
-def _guarded(execute: Execute, run: Run, settings: Settings) -> xr.Dataset | Exception:
-    try:
-        return execute(run, settings)
+        return train(job.run, job.settings, on_step)
     except Exception as error:  # the sweep goes on and reports it
-        return error
-
-
-def _start_worker() -> None:
-    """Workers leave Ctrl-C to the parent, and end when it does, even by SIGKILL."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        return failures.of(error)

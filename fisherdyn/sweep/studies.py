@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -37,6 +38,9 @@ METHODS: dict[str, str] = {
 }
 """Row of a table -> its policy. "full" is standard training of every weight."""
 LOW_RESOURCE_METHODS, REVERSE_METHODS = (STANDARD, TOP_DOWN, "FUN"), (TOP_DOWN, "reverse")
+INTERVAL_METHODS = (TOP_DOWN, "FUN")
+INTERVALS = (0.25, 0.5, 1, 1.5)
+"""What `interval` tries, of the recipe's k."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class Run:
     policy: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return f"{self.schedule}, seed {self.seed}"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -64,6 +71,7 @@ class Settings:
     Attributes:
         options: of the task: model, data, tuning, ...
         skipped: targets without a language adapter, said in the record.
+        device: that torch trains on.
         fit: further arguments of fit().
     """
 
@@ -75,13 +83,14 @@ class Settings:
     evaluate_every: int = 35
     options: Mapping[str, Any] = field(default_factory=dict)
     skipped: str = ""
+    device: str = "cpu"
     fit: Mapping[str, Any] = field(default_factory=dict)
 
     def asdict(self) -> dict[str, Any]:
         """Flat and in plain values, as a file's attributes must be."""
         own = asdict(self)
         flat = {**own.pop("options"), **own.pop("fit")}
-        plain = {key: ", ".join(value) if isinstance(value, list) else value for key, value in flat.items()}
+        plain = {key: _plain(value) for key, value in flat.items()}
         return {key: value for key, value in {**own, **plain}.items() if value not in ("", None)}
 
     def of(self, run: Run) -> Settings:
@@ -102,6 +111,12 @@ class Settings:
     def selection_steps(self, layers: int) -> list[int]:
         """The steps at which SELECT may be asked."""
         return list(range(self.interval, min(self.steps, self.interval * layers) + 1, self.interval))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):  # which a NetCDF file cannot hold
+        return int(value)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _every(steps: int, interval: int, first: int) -> list[int]:
@@ -132,10 +147,30 @@ def parse_order(text: str, layers: int = LAYERS) -> tuple[int, ...]:
     return order
 
 
-def permutations(seeds: Sequence[int], schedules: int = 10, orders: Sequence[tuple[int, ...]] = ()) -> list[Run]:
+def sampled(n: int, layers: int = LAYERS) -> list[tuple[int, ...]]:
+    """n different orders under the rule of the paper's footnote 8: the first layer to open is one of the two below the top.
+
+    They are the first n of one random sequence, the same always; top-down, which the paper adds itself, is not among them.
+    """
+    draw = random.Random(0)
+    below = range(layers - 1)
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < n:
+        order = tuple(draw.sample(below, layers - 1))
+        if order[0] >= layers - 3 and order != tuple(reversed(below)):
+            found[order] = None
+    return list(found)
+
+
+def permutations(
+    seeds: Sequence[int], schedules: int = 10, orders: Sequence[tuple[int, ...]] = (), drawn: int | None = None
+) -> list[Run]:
     """Standard training, the first `schedules` of Figure 4's ten, and orders of one's own, for every seed.
 
     Runs of one seed share initial weights, data order and label noise: schedules are compared within a seed.
+
+    Args:
+        drawn: so many `sampled` orders, and top-down, in the place of Figure 4's.
 
     Raises:
         ValueError: schedules not in 0..10, no seed, or an order given twice.
@@ -145,13 +180,34 @@ def permutations(seeds: Sequence[int], schedules: int = 10, orders: Sequence[tup
     if not seeds:
         raise ValueError("expected at least one seed")
     named: dict[str, tuple[int, ...]] = {STANDARD: ()}
-    for i, order in enumerate(FIGURE_4[:schedules]):
-        named[TOP_DOWN if i == 0 else f"figure-4/{i}"] = order
+    if drawn is None:
+        papers = [(TOP_DOWN if i == 0 else f"figure-4/{i}", order) for i, order in enumerate(FIGURE_4)]
+        named.update(papers[:schedules])
+    else:
+        named[TOP_DOWN] = FIGURE_4[0]
+        named.update((f"sampled/{i}", order) for i, order in enumerate(sampled(drawn), start=1))
     for order in orders:
         if order in named.values():
             raise ValueError(f"--order {','.join(map(str, order))} is there already")
         named["-".join(map(str, order))] = order
     return [Run(name, order, seed) for seed in seeds for name, order in named.items()]
+
+
+def intervals(recipe: Recipe, seeds: Sequence[int], ks: Sequence[int], given: Mapping[str, Any]) -> list[Run]:
+    """Standard training, and GU and FUN with each k, for every seed.
+
+    Args:
+        ks: steps between openings; by default `INTERVALS` of the recipe's own.
+        given: steps, lr and interval that the user wants instead of the recipe's.
+    """
+    own = recipe.of(TOP_DOWN, None, given)["interval"]
+    ks = ks or sorted({max(1, round(share * own)) for share in INTERVALS})
+    rows = {STANDARD: Run(STANDARD, (), 0, METHODS[STANDARD])}
+    for method in INTERVAL_METHODS:
+        for k in ks:
+            name = f"{method}, k = {k}"
+            rows[name] = Run(name, (), 0, METHODS[method], {"interval": k})
+    return [replace(row, seed=seed) for seed in seeds for row in rows.values()]
 
 
 def of_recipe(

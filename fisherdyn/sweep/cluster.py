@@ -1,0 +1,154 @@
+"""Runs on many machines: a Dask cluster, by the address of its scheduler or by a dask-jobqueue file (SLURM and others).
+
+One run is one task, and a worker of one thread (and one GPU, where it is given one) does one at a time. A cluster keeps
+nothing of a sweep: when scheduler or workers are gone, the same command goes on with others.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+from . import failures
+from .engine import SECONDS, Job, Outcome, Train, Watch, guarded
+from .failures import Failure
+
+AT_LEAST = 64
+"""Tasks that are with the scheduler at a time; two a worker where that is more."""
+ENVIRONMENT = {"DASK_DISTRIBUTED__WORKER__DAEMON": "False", "OMP_NUM_THREADS": "1"}
+"""Of the workers: data loaders may start processes of their own, and BLAS has one thread."""
+CLUSTERS = {
+    "slurm": "SLURMCluster",
+    "pbs": "PBSCluster",
+    "sge": "SGECluster",
+    "lsf": "LSFCluster",
+    "oar": "OARCluster",
+    "moab": "MoabCluster",
+    "htcondor": "HTCondorCluster",
+}
+"""Section of a file's `jobqueue` -> class of dask_jobqueue."""
+
+
+class SchedulerLostError(Exception):
+    """The scheduler is gone, and with it what was under way."""
+
+
+class Cluster:
+    """The workers of a Dask scheduler.
+
+    Args:
+        train: how one run is trained; it is pickled.
+        watch: hears of progress.
+        scheduler: an address such as "tcp://host:8786", or a YAML file that describes a cluster of dask-jobqueue.
+        workers: jobs that are asked of the queue; an address's workers are started by whoever started the scheduler.
+
+    Raises:
+        ValueError: nothing answers, the file describes no cluster of one-thread workers, or a package is not installed.
+    """
+
+    def __init__(self, train: Train, watch: Watch, scheduler: str, workers: int) -> None:
+        try:
+            import dask
+            from distributed import Client
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"--scheduler {scheduler}: needs {error.name}: pip install 'fisherdyn[cluster]'"
+            ) from error
+        dask.config.set({"distributed.worker.daemon": False})
+        self._train, self._watch = train, watch
+        self._cluster = queue(Path(scheduler)) if Path(scheduler).suffix in (".yaml", ".yml") else None
+        if self._cluster is not None:
+            self._cluster.scale(jobs=workers)
+        try:
+            self._client = Client(self._cluster or scheduler, timeout="20s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--scheduler {scheduler}: no scheduler answers there ({error})") from error
+        self.capacity = max(AT_LEAST, 2 * workers, 2 * len(self._client.ncores()))
+        self._under_way: dict[Any, int] = {}
+        self._words: deque[tuple[int, int, float]] = deque()
+        self._topic = f"fisherdyn-{uuid.uuid4().hex}"  # ours alone: a cluster may serve several sweeps
+        self._client.subscribe_topic(self._topic, lambda event: self._words.append(event[1]))
+
+    def submit(self, job: Job) -> None:
+        key = f"run-{job.index}-{uuid.uuid4().hex}"  # never an earlier attempt's result
+        future = self._client.submit(_work, self._train, job, self._topic, key=key, pure=False)
+        self._under_way[future] = job.index
+
+    def result(self) -> tuple[int, Outcome]:
+        from distributed import KilledWorker, wait
+
+        while not (done := [future for future in self._under_way if future.status != "pending"]):
+            try:
+                wait(list(self._under_way), timeout=SECONDS, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                self._listen()
+            except CancelledError:
+                break
+        self._listen()
+        if not done or done[0].status in ("cancelled", "lost"):
+            raise SchedulerLostError
+        index = self._under_way.pop(done[0])
+        try:
+            return index, done[0].result()
+        except KilledWorker:
+            return index, failures.lost_worker(", or more memory a worker")
+        except CancelledError as error:
+            raise SchedulerLostError from error
+        except Exception as error:  # a worker that cannot even read the task
+            return index, failures.of(error)
+
+    def _listen(self) -> None:
+        while self._words:
+            self._watch(*self._words.popleft())
+
+    def close(self, abandon: bool = False) -> None:
+        if abandon and self._client.status == "running":
+            self._client.cancel(list(self._under_way))
+        self._client.close(timeout=2)
+        if self._cluster is not None:
+            self._cluster.close()
+
+
+def queue(path: Path) -> Any:
+    """The cluster that a file describes, in dask-jobqueue's own form: `jobqueue: {slurm: {cores: 1, memory: 16GB, ...}}`.
+
+    Raises:
+        ValueError: it does not, or its workers would have more than one thread.
+    """
+    try:
+        import dask_jobqueue
+        import yaml
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--scheduler {path}: needs {error.name}: pip install 'fisherdyn[cluster]'") from error
+    try:
+        described = yaml.safe_load(path.read_text())
+        [(kind, options)] = described["jobqueue"].items()
+        make = getattr(dask_jobqueue, CLUSTERS[kind])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"--scheduler {path}: expected dask-jobqueue's form: jobqueue:, and under it {', '.join(CLUSTERS)} ({error})"
+        ) from error
+    if options.get("cores", 1) != options.get("processes", 1):
+        raise ValueError(
+            f"--scheduler {path}: a worker does one run on one thread: expected cores equal to processes, got cores "
+            f"{options.get('cores')} and processes {options.get('processes', 1)}; more CPUs a job: job_cpu"
+        )
+    exports = [f"export {name}={value}" for name, value in ENVIRONMENT.items()]
+    before = [*options.pop("job_script_prologue", []), *exports]
+    try:
+        return make(**{"cores": 1, "processes": 1, **options}, job_script_prologue=before)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--scheduler {path}: {error}") from error
+
+
+def _work(train: Train, job: Job, topic: str) -> Outcome:
+    """On a worker. Two runs in one process would share the random state that dropout draws from."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    if worker.state.nthreads != 1:
+        return Failure(f"its worker has {worker.state.nthreads} threads: start workers with --nthreads 1")
+    return guarded(train, job, lambda *word: worker.log_event(topic, word))

@@ -1,0 +1,45 @@
+"""What becomes of a run that does not end well: why, in one line, and whether doing it again can help."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from dataclasses import dataclass
+
+import torch
+
+RETRIES = 2
+"""How often a run is done again within one sweep, where that can help."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run has no result.
+
+    Attributes:
+        reason: one line.
+        again: whether doing it again can help: it is not the run's own doing.
+        details: the traceback.
+    """
+
+    reason: str
+    again: bool = False
+    details: str = ""
+
+
+def lost_worker(what: str = "") -> Failure:
+    return Failure(f"the worker process was killed, perhaps for want of memory: try fewer --workers{what}", again=True)
+
+
+def of(error: Exception) -> Failure:
+    """A run is a pure function of its plan: what it raises it will raise again, but for what the machine ran out of."""
+    details = "".join(traceback.format_exception(error))
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Failure(f"out of memory: {_line(error)}", again=True, details=details)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failure(f"the disk is full: {_line(error)}", again=True, details=details)
+    return Failure(f"{type(error).__name__}: {_line(error)}", details=details)
+
+
+def _line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or "no message")[:400]
