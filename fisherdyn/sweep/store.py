@@ -90,8 +90,8 @@ class SweepStore:
             return
         try:
             kept = json.loads(path.read_text())
-            differing = [key for key, value in self._plan.items() if kept[key] != value]
-        except (ValueError, KeyError, TypeError):
+            differing = [key for key, value in self._plan.items() if kept.get(key) != value]
+        except (ValueError, AttributeError):
             raise ValueError(
                 f"--out {self.folder}: {PLAN} is damaged; choose another folder or delete this one"
             ) from None
