@@ -57,7 +57,7 @@ def _live(there, said: Path, arguments: list[str], environment: dict[str, str]) 
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     from fisherdyn.sweep import __main__ as command
     from fisherdyn.sweep import processes
 

@@ -75,7 +75,7 @@ def write(store: Path, name: str, index: int, values: np.ndarray, dtype: np.dtyp
         TypeError: the values are of another kind than the array's.
     """
     chunk = np.ascontiguousarray(values.astype(dtype, casting="same_kind"))
-    write_whole(store / name / _chunk(index, values.ndim), chunk.tobytes())
+    write_whole(store.parent, f"{store.name}/{name}/{_chunk(index, values.ndim)}", chunk.tobytes())
 
 
 def _chunk(index: int, ndim: int) -> str:
@@ -84,7 +84,8 @@ def _chunk(index: int, ndim: int) -> str:
 
 def write_attributes(store: Path, attrs: Mapping[str, Any], coordinates: Sequence[str]) -> None:
     """The group's attributes; `coordinates` tells xarray which arrays are no data, where they are there."""
-    write_whole(store / ".zattrs", json.dumps({**attrs, "coordinates": " ".join(coordinates)}, sort_keys=True))
+    described = {**attrs, "coordinates": " ".join(coordinates)}
+    write_whole(store.parent, f"{store.name}/.zattrs", json.dumps(described, sort_keys=True))
 
 
 def fill(dtype: np.dtype) -> Any:

@@ -10,12 +10,17 @@ from typing import TextIO
 PLAN, RUNS, LOCK, FAILURES = "sweep.json", "runs.zarr", ".lock", "failures.log"
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """A reader sees the old file or the new one; so does who comes back after a SIGKILL."""
-    part = f"{path}.part"
+def write_whole(folder: Path, name: str, content: str | bytes) -> None:
+    """A reader sees the old file or the new one; so does who comes back after a SIGKILL.
+
+    Args:
+        folder: of the sweep; what is not finished lies there, where no reader of a store looks.
+        name: of the file, from there.
+    """
+    part = folder / ".part"
     with open(part, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
+    os.replace(part, folder / name)
 
 
 class Lock:

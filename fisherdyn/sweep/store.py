@@ -63,7 +63,7 @@ class SweepStore:
             if not self._zarr.exists():
                 self._create()
             self._open()
-        except ValueError:
+        except BaseException:
             self.close()
             raise
 
@@ -86,7 +86,7 @@ class SweepStore:
         if not path.exists():
             if self._zarr.exists():
                 raise ValueError(f"--out {self.folder}: holds {RUNS} but no {PLAN}; choose another folder")
-            write_whole(path, json.dumps(self._plan) + "\n")
+            write_whole(self.folder, PLAN, json.dumps(self._plan) + "\n")
             return
         try:
             kept = json.loads(path.read_text())
@@ -156,7 +156,7 @@ class SweepStore:
     def _mark(self, index: int, status: int) -> None:
         now = self._status.copy()
         now[index] = status
-        write_whole(self._zarr / "status" / "0", now.tobytes())
+        write_whole(self.folder, f"{RUNS}/status/0", now.tobytes())
         self._status = now
 
     # ---- writing -------------------------------------------------------------------------------------------------------
