@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["fisherdyn.sweep.__main__", "fisherdyn.sweep.processes", "fisherdyn.tasks.world.task"])
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["fisherdyn.sweep.__main__", "fisherdyn.tasks.world.task", "nothing"])
 
 
 class Life:
@@ -24,7 +24,7 @@ class Life:
     def __init__(self, said: Path, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
         self.said = said
         self.begun, there = multiprocessing.Pipe(duplex=False)
-        self.process = _SERVER.Process(target=_live, args=(there, said, list(arguments), environment or {}))
+        self.process = SERVER.Process(target=_live, args=(there, said, list(arguments), environment or {}))
         self.process.start()
         self.begun.recv()
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from . import estimate, recipes, report, studies, tables
-from .cluster import Cluster, SchedulerLostError
+from .cluster import Cluster, NoSchedulerError, SchedulerLostError
 from .engine import Engine, InProcess, Train, Watch
 from .execute import execute
 from .options import cores, parse
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 left = int((~store.done()[wanted]).sum())
                 try:
                     return sweep(store, wanted, engine(args, left, settings.device), check_stop)
-                except ValueError as error:  # no scheduler
+                except NoSchedulerError as error:
                     parser.error(str(error))
     except SchedulerLostError:
         print("the scheduler is lost; what is finished is kept: repeat the command with a scheduler", file=sys.stderr)

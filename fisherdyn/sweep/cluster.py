@@ -18,6 +18,8 @@ from .failures import Failure
 
 AT_LEAST = 64
 """Tasks that are with the scheduler at a time; two a worker where that is more."""
+PATIENCE = "20s"
+"""With a scheduler that does not answer."""
 ENVIRONMENT = {"DASK_DISTRIBUTED__WORKER__DAEMON": "False", "OMP_NUM_THREADS": "1"}
 """Of the workers: data loaders may start processes of their own, and BLAS has one thread."""
 CLUSTERS = {
@@ -30,6 +32,10 @@ CLUSTERS = {
     "htcondor": "HTCondorCluster",
 }
 """Section of a file's `jobqueue` -> class of dask_jobqueue."""
+
+
+class NoSchedulerError(ValueError):
+    """--scheduler names none that can be used."""
 
 
 class SchedulerLostError(Exception):
@@ -46,7 +52,7 @@ class Cluster:
         workers: jobs that are asked of the queue; an address's workers are started by whoever started the scheduler.
 
     Raises:
-        ValueError: nothing answers, the file describes no cluster of one-thread workers, or a package is not installed.
+        NoSchedulerError: nothing answers, the file describes no cluster of one-thread workers, a package is missing.
     """
 
     def __init__(self, train: Train, watch: Watch, scheduler: str, workers: int) -> None:
@@ -54,7 +60,7 @@ class Cluster:
             import dask
             from distributed import Client
         except ModuleNotFoundError as error:
-            raise ValueError(
+            raise NoSchedulerError(
                 f"--scheduler {scheduler}: needs {error.name}: pip install 'fisherdyn[cluster]'"
             ) from error
         dask.config.set({"distributed.worker.daemon": False})
@@ -63,9 +69,9 @@ class Cluster:
         if self._cluster is not None:
             self._cluster.scale(jobs=workers)
         try:
-            self._client = Client(self._cluster or scheduler, timeout="20s", set_as_default=False)
+            self._client = Client(self._cluster or scheduler, timeout=PATIENCE)
         except (OSError, ValueError) as error:
-            raise ValueError(f"--scheduler {scheduler}: no scheduler answers there ({error})") from error
+            raise NoSchedulerError(f"--scheduler {scheduler}: no scheduler answers there ({error})") from error
         self.capacity = max(AT_LEAST, 2 * workers, 2 * len(self._client.ncores()))
         self._under_way: dict[Any, int] = {}
         self._words: deque[tuple[int, int, float]] = deque()
@@ -116,23 +122,23 @@ def queue(path: Path) -> Any:
     """The cluster that a file describes, in dask-jobqueue's own form: `jobqueue: {slurm: {cores: 1, memory: 16GB, ...}}`.
 
     Raises:
-        ValueError: it does not, or its workers would have more than one thread.
+        NoSchedulerError: it does not, or its workers would have more than one thread.
     """
     try:
         import dask_jobqueue
         import yaml
     except ModuleNotFoundError as error:
-        raise ValueError(f"--scheduler {path}: needs {error.name}: pip install 'fisherdyn[cluster]'") from error
+        raise NoSchedulerError(f"--scheduler {path}: needs {error.name}: pip install 'fisherdyn[cluster]'") from error
     try:
         described = yaml.safe_load(path.read_text())
         [(kind, options)] = described["jobqueue"].items()
         make = getattr(dask_jobqueue, CLUSTERS[kind])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
+        raise NoSchedulerError(
             f"--scheduler {path}: expected dask-jobqueue's form: jobqueue:, and under it {', '.join(CLUSTERS)} ({error})"
         ) from error
     if options.get("cores", 1) != options.get("processes", 1):
-        raise ValueError(
+        raise NoSchedulerError(
             f"--scheduler {path}: a worker does one run on one thread: expected cores equal to processes, got cores "
             f"{options.get('cores')} and processes {options.get('processes', 1)}; more CPUs a job: job_cpu"
         )
@@ -141,7 +147,7 @@ def queue(path: Path) -> Any:
     try:
         return make(**{"cores": 1, "processes": 1, **options}, job_script_prologue=before)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"--scheduler {path}: {error}") from error
+        raise NoSchedulerError(f"--scheduler {path}: {error}") from error
 
 
 def _work(train: Train, job: Job, topic: str) -> Outcome:

@@ -50,7 +50,7 @@ class SweepStore:
 
     def __init__(self, folder: Path, study: str, runs: Sequence[Run], settings: Settings, trained_by: str = "") -> None:
         self.folder, self.study, self.runs, self.settings = folder, study, list(runs), settings
-        self._plan = {
+        self._plan: dict[str, Any] = {
             "study": study,
             "settings": settings.asdict(),
             "runs": [[run.schedule, list(run.order), run.seed, run.policy, dict(run.changes)] for run in runs],
