@@ -6,6 +6,7 @@ nothing of a sweep: when scheduler or workers are gone, the same command goes on
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections import deque
 from concurrent.futures import CancelledError
@@ -64,6 +65,8 @@ class Cluster:
                 f"--scheduler {scheduler}: needs {error.name}: pip install 'fisherdyn[cluster]'"
             ) from error
         dask.config.set({"distributed.worker.daemon": False})
+        # Of a lost scheduler it would say in three tracebacks what we say in a line.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         self._train, self._watch = train, watch
         self._cluster = queue(Path(scheduler)) if Path(scheduler).suffix in (".yaml", ".yml") else None
         if self._cluster is not None:
