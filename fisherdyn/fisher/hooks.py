@@ -7,7 +7,7 @@ again, one example at a time (`replay`). Frozen parameters are measured like any
 nor touched.
 
 Unbiased given the cotangents; no variance of its own. Cost: one forward pass, and for each cotangent one backward pass
-through the activations plus the rules; for the first batch of a model, also a plain pass of one example (`alone`), which
+through the activations plus the rules; for the first batch of a model, also a plain pass of two examples (`alone`), which
 finds what hooks cannot see: mixed examples, and weights that are used outside their module's call.
 """
 
