@@ -14,9 +14,9 @@ from .forward import Batch
 def without_padding(batch: Batch, model: nn.Module, likelihood: Likelihood | None) -> Batch:
     """A Hugging Face batch without the columns on the right that no example attends to; any other as it is.
 
-    The numbers stay exactly the same, so it is done only where that is certain: the model's forward pass is the library's own and
-    mixes no neighbours (convolutions would see the padding), and its logits are one row an example, or a row a token that
-    counts only where label or mask says so. A span's softmax runs over the padding too.
+    The numbers stay exactly the same, so it is done only where that is certain: the model's forward pass is the library's
+    own and mixes no neighbours (convolutions would see the padding), and its logits are one row an example, or a row a token
+    that counts only where label or mask says so. A span's softmax runs over the padding too.
     """
     mask, ids = (batch.get(key) if isinstance(batch, Mapping) else None for key in ("attention_mask", "input_ids"))
     if not (isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.shape == ids.shape and ids.ndim >= 2):

@@ -141,6 +141,17 @@ def _rms_normalised(module: nn.RMSNorm, a: Tensor) -> Tensor:
     return _norm_gradients(module, nn.functional.rms_norm(widened(a), list(module.normalized_shape), eps=module.eps))
 
 
+def _per_unit_of_weight(module: nn.Module, a: Tensor) -> Tensor:
+    """What a scale multiplies, for a module that is linear in it: y(w = 1) - y(w = 0). Some scale by w, some by 1 + w."""
+    one, none = (torch.func.functional_call(module, {"weight": w}, (a,)) for w in _one_and_none(module))
+    return widened(one - none).reshape(len(a), -1, a.shape[-1])
+
+
+def _one_and_none(module: nn.Module) -> tuple[Tensor, Tensor]:
+    weight = module.get_parameter("weight").detach()
+    return torch.ones_like(weight), torch.zeros_like(weight)
+
+
 def _group_normalised(module: nn.GroupNorm, a: Tensor) -> Tensor:
     return _channels_last(module, group_norm(widened(a), module.num_groups, eps=module.eps))
 
@@ -162,7 +173,10 @@ def _vectors(module: nn.Module, d: Tensor) -> Tensor:
 
 _LINEAR = Rule(_features_last, _features_last, outer)
 _CONV = Rule(_patches, _conv_gradients, outer)
+_HF_RMS_NORM = Rule(_per_unit_of_weight, _vectors, elementwise)
 _BATCH_NORM = Rule(_batch_normalised, _channels_last, elementwise)
+
+_RMS_NAMES = ("RMSNorm", "T5LayerNorm")
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _LINEAR,
@@ -188,4 +202,6 @@ def find_rule(module: nn.Module) -> Rule | None:
         return None
     if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
         return _LINEAR  # Hugging Face's: a Linear whose weight is stored transposed
+    if type(module).__module__.startswith("transformers.models.") and type(module).__name__.endswith(_RMS_NAMES):
+        return _HF_RMS_NORM  # every family of models has a copy of its own
     return RULES.get(type(module))
