@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import analysis, layers, plots, policies, schedule, tasks
+    from .cadence import log_spaced
     from .fisher.trace import FisherTrace, fisher_trace
     from .fisher.verify import Verification, verify
     from .probing import probe
+    from .recorder import Recorder
     from .schedule import Unfreezing
     from .train import fit
 
@@ -19,6 +21,8 @@ _HOME = {
     "verify": ".fisher.verify",
     "Verification": ".fisher.verify",
     "probe": ".probing",
+    "Recorder": ".recorder",
+    "log_spaced": ".cadence",
     "fit": ".train",
     "Unfreezing": ".schedule",
 }
