@@ -5,8 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import accessor as _accessor  # registers ds.fisher
+
 if TYPE_CHECKING:
-    from . import analysis, layers, plots, policies, schedule, tasks
+    from . import analysis, integrations, layers, plots, policies, schedule, tasks
     from .cadence import log_spaced
     from .fisher.trace import FisherTrace, fisher_trace
     from .fisher.verify import Verification, verify
@@ -26,7 +28,7 @@ _HOME = {
     "fit": ".train",
     "Unfreezing": ".schedule",
 }
-_ROOMS = ("analysis", "layers", "plots", "policies", "schedule", "tasks")
+_ROOMS = ("analysis", "integrations", "layers", "plots", "policies", "schedule", "tasks")
 
 __all__ = [*_HOME, *_ROOMS]
 

@@ -127,3 +127,27 @@ def transfer_by_distance(ax: Axes, ds: xr.Dataset, schedules: Sequence[str]) -> 
     ax.set_ylabel("accuracy (%)")
     ax.legend()
     return ax
+
+
+def by_layer(ax: Axes, ds: xr.Dataset) -> Axes:
+    """tr(F) of every layer with one standard error: a line a layer along step, or along layers where it was taken once.
+
+    Args:
+        ds: over (step, layer), (layer,) or (loader, layer). Lines go from dark (bottom layer) to light (top).
+    """
+    trace, error = ds["fisher_trace"], ds["fisher_trace_se"]
+    over = "step" if "step" in trace.dims else "layer"
+    (lines,) = [dim for dim in trace.dims if dim != over] or [None]
+    names = [None] if lines is None else ds[lines].values.tolist()
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+    for name, colour in zip(names, shades, strict=True):
+        one = {} if lines is None else {lines: name}
+        mean, se = trace.sel(one), error.sel(one)
+        ax.plot(mean[over], mean, color=colour, label=name, marker="o" if over == "layer" else None, markersize=3)
+        ax.fill_between(mean[over], mean - se, mean + se, color=colour, alpha=0.2, linewidth=0)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel(f"{over} (bottom first)" if over == "layer" else over)
+    ax.set_ylabel("tr(F) (nat)")
+    if lines is not None:
+        ax.legend(title=lines, ncols=2 if len(names) > 6 else 1)
+    return ax

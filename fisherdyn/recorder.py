@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from . import gauges, probing, ranks, record
 from .cadence import Cadence
-from .fisher.forward import device_of
+from .fisher.forward import device_of, no_trace
 from .fisher.training import TrainingPass
 from .layers import LayerChoice, resolve_layers
 from .ledger import Ledger
@@ -260,7 +260,9 @@ class Recorder:
         if self._training is None:
             return {}
         self._training.stop()
-        values = np.concatenate(ranks.from_all(self._training.take().cpu().numpy()))
+        with no_trace(self.model, ()), torch.no_grad():
+            own = self._training.take().cpu().numpy()
+        values = np.concatenate(ranks.from_all(own))
         n = len(values)
         se = values.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full(values.shape[1], np.nan)
         return {"empirical_trace": values.mean(axis=0), "empirical_trace_se": se}
