@@ -227,12 +227,15 @@ class Recorder:
         if not self._ledger.rows:
             for loader in self._loaders.values():
                 probing.refuse_what_is_being_read(loader)
-        shares = {name: ranks.share(loader) for name, loader in self._loaders.items()}
-        generator = torch.Generator().manual_seed(self._seed + ranks.rank())
-        try:
-            traces = probing.measure(self.model, shares, layers=self.layers, generator=generator, **self._options)
-        except ValueError as error:
-            raise ValueError(f"tr(F) at step {self.updates}: {error}") from error
+        traces = {}
+        for name, loader in self._loaders.items():
+            # The same label noise for every loader and at every step, apart in every process.
+            noise = torch.Generator().manual_seed(self._seed + ranks.rank())
+            share = {name: ranks.share(loader)}
+            try:
+                traces |= probing.measure(self.model, share, layers=self.layers, generator=noise, **self._options)
+            except ValueError as error:
+                raise ValueError(f"tr(F) at step {self.updates}: {error}") from error
         one = next(iter(traces.values()))
         self._how = probing.provenance(traces)
         return {

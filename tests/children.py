@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -60,6 +61,12 @@ def record_for_ever(path: Path, news: Connection) -> None:
         if step == 10:
             recorder.log(late=1.0)  # a variable that comes in the middle
         news.send(step)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
 
 
 def record_together(rank: int, world: int, port: int, path: Path, results: Connection) -> None:

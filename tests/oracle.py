@@ -76,3 +76,19 @@ def snapshot(model: nn.Module) -> Callable[[], None]:
         ] == hooks
 
     return check
+
+
+def per_example_gradients(
+    model: nn.Module, inputs: Mapping[str, Tensor] | Tensor, labels: Tensor, layers: Mapping[str, Sequence[str]]
+) -> Tensor:
+    """(examples, layers) squared norms of the gradient of each example's own cross-entropy; by plain backward()."""
+    model = copy.deepcopy(model).double().requires_grad_(True)
+    inputs = cast(inputs, torch.float64)
+    rows = []
+    for i, y in enumerate(labels):
+        model.zero_grad(set_to_none=True)
+        alone = inputs[i : i + 1] if isinstance(inputs, Tensor) else {k: v[i : i + 1] for k, v in inputs.items()}
+        out = model(alone) if isinstance(alone, Tensor) else model(**alone)
+        nn.functional.cross_entropy(out if isinstance(out, Tensor) else out.logits, y[None]).backward()
+        rows.append(torch.stack([_square(model, names) for names in layers.values()]))
+    return torch.stack(rows)

@@ -163,7 +163,7 @@ def test_places_that_will_not_do(model, tmp_path):
     with pytest.raises(ValueError, match="there is something already; go on from it with resume="):
         Recorder(model, batches(), path=tmp_path / "empty")
     for nothing in ("empty", "nowhere"):
-        with pytest.raises(ValueError, match="no record to go on from .*begin one with path="):
+        with pytest.raises(ValueError, match=r"no record to go on from .*begin one with path="):
             Recorder(model, batches(), resume=tmp_path / nothing)
     with pytest.raises(ValueError, match="got both"):
         Recorder(model, batches(), path=tmp_path / "a", resume=tmp_path / "b")
@@ -180,7 +180,9 @@ def test_a_full_disk(model, tmp_path, monkeypatch, full_at):
 
     with monkeypatch.context() as patched:
         patched.setattr(stream.Stream, full_at, full)
-        with pytest.raises(OSError, match="record at step 3 could not be saved .No space left.*all 4 records are in memory"):
+        with pytest.raises(
+            OSError, match=r"record at step 3 could not be saved .No space left.*all 4 records are in memory"
+        ):
             train(model, range(1), optimizer)
     with xr.open_zarr(tmp_path / "run") as ds:
         assert ds["step"].values.tolist() == [0, 1, 2]
