@@ -21,7 +21,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "fisher_trace_se": ("standard error of tr(F)", "nat"),
     "num_params": ("parameters in the layer", "1"),
     "trainable": ("whether the layer is open", "1"),
-    "train_loss": ("mean training loss since the last record (none before the first)", "nat"),
+    "train_loss": ("training loss, mean since the last record", "nat"),
     "weight_norm": ("norm of the layer's weights", "1"),
     "learning_rate": ("learning rate of the update from here", "1"),
     "gradient_norm": ("norm of the batch's gradient in the update from here", "nat"),

@@ -44,7 +44,7 @@ class Recorder:
         steps: instead of `every`, the steps to record, such as `log_spaced(10_000)`.
         layers, likelihood, labels, method, num_batches: of `fisher_trace`.
         empirical: also record the empirical Fisher's trace on the training batch, from training's own backward pass; for
-            losses that are means over examples (`fisher.training`).
+            losses that are means over examples and are not scaled (GradScaler); see `fisher.training`.
         seed: of the label noise, which is the same at every record: curves differ by the model alone.
         path: a zarr store, saved to as it grows. A killed run loses at most the record being written.
         resume: such a store, to go on from; then say where training goes on: `attach(optimizer, step=...)`.
@@ -96,7 +96,8 @@ class Recorder:
         self._seed = seed
         self._parameters = [[self.model.get_parameter(name) for name in names] for names in self.layers.values()]
         self._logged = _Means()
-        self._optimizer: Optimizer | None = None
+        self._lost = resume is not None
+        """Whether a record goes on, and nobody has said where."""
         self._handles: list[RemovableHandle] = []
         self._row: dict[str, Any] | None = None
         self._how: dict[str, Any] = {}
@@ -120,7 +121,7 @@ class Recorder:
 
         Args:
             optimizer: torch's, or one that accelerate or Lightning wrapped.
-            step: updates made before, where training goes on; later records are forgotten and made again.
+                step: updates made before, where training goes on (`go_on_at`).
 
         Raises:
             ValueError: attached already; an optimizer that trains none of the layers; a resumed record and no `step`.
@@ -130,21 +131,21 @@ class Recorder:
         optimizer = _torch_optimizer(optimizer)
         if not {id(p) for p in gauges.held(optimizer)} & {id(p) for group in self._parameters for p in group}:
             raise ValueError("the optimizer holds no parameter of the layers: attach the one that trains this model")
-        if step is None and self._ledger.resumed and not self._optimizer:
-            raise ValueError(
-                f"the record goes on after step {self._ledger.last_step}: say at which step training does, "
-                "attach(optimizer, step=...)"
-            )
         if step is not None:
-            self.updates = step
-            self._ledger.cut(step)
-        self._optimizer = optimizer
+            self.go_on_at(step)
+        self._refuse_if_lost()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
         ]
         self._listen()
         return self
+
+    def go_on_at(self, step: int) -> None:
+        """Says that `step` updates were made before; later records are forgotten and made again."""
+        self.updates = step
+        self._ledger.cut(step)
+        self._lost = False
 
     def step(self) -> None:
         """For loops whose optimizer cannot be attached to: call it right before each update."""
@@ -156,6 +157,7 @@ class Recorder:
             raise ValueError(
                 "empirical=True listens to training's passes and must know when they begin: attach(optimizer)"
             )
+        self._refuse_if_lost()
         if self.cadence.due(self.updates):
             self._row = self._state()
             self._finish({"gradient_norm": gauges.norms(gauges.gradients(self._parameters))})
@@ -203,6 +205,13 @@ class Recorder:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Closes; after an error it only detaches, and what was recorded is kept."""
         self.close() if kind is None else self.detach()
+
+    def _refuse_if_lost(self) -> None:
+        if self._lost:
+            raise ValueError(
+                f"the record goes on after step {self._ledger.last_step}: say at which step training does, by "
+                "attach(optimizer, step=...) or go_on_at(step)"
+            )
 
     def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.cadence.due(self.updates):

@@ -173,7 +173,7 @@ def loss_of(output, y):
     return nn.functional.cross_entropy(getattr(output, "logits", output), y)
 
 
-@pytest.mark.parametrize("name", ["mlp", "bag_of_tokens", "repeated", "bert_whole"])
+@pytest.mark.parametrize("name", ["mlp", "bag_of_tokens", "repeated", "windows", "bert_whole"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_the_empirical_fisher_of_the_training_pass(name, micro_batches):
     """Against a loop over examples, one backward pass each, with the batch in one piece and accumulated."""
@@ -219,6 +219,15 @@ def test_layers_below_all_that_is_trained_have_no_empirical_fisher(model):
 def test_modules_that_the_training_pass_does_not_tell_of(body, message):
     with pytest.raises(ValueError, match=message):
         Recorder(nn.Sequential(nn.Linear(4, 6), body, nn.Linear(6, 3)), batches(), empirical=True)
+
+
+def test_an_output_that_is_changed_in_place_is_named():
+    found = specimen("inplace_after_view")
+    optimizer = torch.optim.SGD(found.model.parameters(), lr=0.1)
+    Recorder(found.model, [found.inputs], layers=found.layers, empirical=True).attach(optimizer)
+    found.model(found.inputs).sum().backward()
+    with pytest.raises(ValueError, match="module 'body': its input or output is changed in place"):
+        optimizer.step()
 
 
 def test_the_empirical_fisher_of_a_model_that_is_not_called(model, optimizer):

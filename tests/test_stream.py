@@ -15,8 +15,10 @@ import torch
 import xarray as xr
 from children import batches
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 from fisherdyn import Recorder, ledger, stream
+from fisherdyn.integrations.transformers import FisherCallback
 
 
 @pytest.fixture
@@ -125,6 +127,37 @@ def test_a_run_goes_on_where_it_was_cut_short(model, tmp_path):
         xr.testing.assert_identical(ds.load(), resumed.dataset)
 
 
+def test_a_trainer_goes_on_where_it_was_cut_short(tmp_path):
+    """From a checkpoint at step 10, the record having come to 15; and its losses are those that the Trainer reports."""
+    rows = [{"x": x, "labels": x.sum().gt(0).long()} for x in torch.cat(batches(20))]
+
+    def train_to(last: int, callback: FisherCallback, **go_on: str) -> Trainer:
+        arguments = TrainingArguments(
+            str(tmp_path / "checkpoints"), max_steps=last, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+            learning_rate=0.1, lr_scheduler_type="constant", save_steps=10, logging_steps=1, report_to=[], use_cpu=True,
+            disable_tqdm=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        trainer = Trainer(children.Answering(), arguments, train_dataset=rows, callbacks=[callback])
+        trainer.train(**go_on)
+        return trainer
+
+    probe = [{"x": x} for x in batches()]
+    whole = FisherCallback(probe, every=5)
+    losses = [one["loss"] for one in train_to(20, whole).state.log_history if "loss" in one]
+    cut_short, resumed = (
+        FisherCallback(probe, every=5, path=tmp_path / "run"),
+        FisherCallback(probe, every=5, resume=tmp_path / "run"),
+    )
+    train_to(15, cut_short)
+    train_to(20, resumed, resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-10"))
+    assert resumed.dataset["step"].values.tolist() == [0, 5, 10, 15, 20]
+    xr.testing.assert_identical(resumed.dataset.drop_vars("train_loss"), whole.dataset.drop_vars("train_loss"))
+    # The loss of the update from here is known when the record is made.
+    means = [np.mean(losses[:1]), *(np.mean(losses[a:b]) for a, b in ((1, 6), (6, 11), (11, 16), (16, 20)))]
+    assert whole.dataset["train_loss"].values == pytest.approx(means, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -153,6 +186,13 @@ def test_a_resumed_record_must_know_where_it_is(model, tmp_path):
     Recorder(model, batches(), path=tmp_path / "run").attach(optimizer).close()
     with pytest.raises(ValueError, match="goes on after step 0: say at which step training does"):
         Recorder(model, batches(), resume=tmp_path / "run").attach(optimizer)
+    by_hand = Recorder(model, batches(), every=100, resume=tmp_path / "run")
+    with pytest.raises(ValueError, match="goes on after step 0: say at which step training does"):
+        by_hand.step()
+    by_hand.go_on_at(99)
+    by_hand.step()
+    by_hand.step()
+    assert by_hand.dataset["step"].values.tolist() == [0, 100]
 
 
 def test_places_that_will_not_do(model, tmp_path):
