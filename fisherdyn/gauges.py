@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 Groups = Sequence[Sequence[Tensor]]
@@ -19,13 +18,10 @@ Groups = Sequence[Sequence[Tensor]]
 
 def norms(groups: Groups) -> np.ndarray:
     """Euclidean norm over each group's tensors: (groups,); NaN where a group has none."""
-    device = next((t.device for group in groups for t in group), None)
-    found = [_norm(group) if group else torch.tensor(torch.nan, device=device) for group in groups]
-    return torch.stack(found).double().cpu().numpy()
-
-
-def _norm(group: Sequence[Tensor]) -> Tensor:
-    return get_total_norm([t.detach().float() if t.dtype.itemsize < 4 else t.detach() for t in group])
+    flat = [t.detach().float() if t.dtype.itemsize < 4 else t.detach() for group in groups for t in group]
+    # One kernel for all tensors on a GPU, one call on a CPU: torch.nn.utils.get_total_norm is a call a layer.
+    each = iter(torch.stack(torch._foreach_norm(flat)).double().cpu().numpy() if flat else ())
+    return np.array([np.linalg.norm([next(each) for _ in group]) if group else np.nan for group in groups])
 
 
 def gradients(groups: Groups) -> list[list[Tensor]]:

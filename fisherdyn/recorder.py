@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from . import gauges, probing, ranks, record
 from .cadence import Cadence
 from .fisher.forward import device_of, no_trace
+from .fisher.trace import FisherTrace
 from .fisher.training import TrainingPass
 from .layers import LayerChoice, resolve_layers
 from .ledger import Ledger
@@ -121,7 +122,7 @@ class Recorder:
 
         Args:
             optimizer: torch's, or one that accelerate or Lightning wrapped.
-                step: updates made before, where training goes on (`go_on_at`).
+            step: updates made before, where training goes on (`go_on_at`).
 
         Raises:
             ValueError: attached already; an optimizer that trains none of the layers; a resumed record and no `step`.
@@ -214,6 +215,7 @@ class Recorder:
             )
 
     def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._row = None
         if not self.cadence.due(self.updates):
             return
         # With a closure the passes of this update are still to come: nothing is heard yet.
@@ -236,7 +238,7 @@ class Recorder:
         if not self._ledger.rows:
             for loader in self._loaders.values():
                 probing.refuse_what_is_being_read(loader)
-        traces = {}
+        traces: dict[str, FisherTrace] = {}
         for name, loader in self._loaders.items():
             # The same label noise for every loader and at every step, apart in every process.
             noise = torch.Generator().manual_seed(self._seed + ranks.rank())
