@@ -79,6 +79,13 @@ def test_sigkill_at_20_random_moments_loses_at_most_the_record_being_written(tmp
         assert ds["fisher_trace"].notnull().all()
         assert (ds["update_norm"] > 0).all()
         lengths.append(len(steps))
+        net = children.model()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        recorder = Recorder(net, batches()[:1], every=1, resume=tmp_path / str(i)).attach(optimizer, step=len(steps))
+        train(net, range(1), optimizer)
+        with xr.open_zarr(tmp_path / str(i)) as ds:
+            xr.testing.assert_identical(ds.load(), recorder.dataset)
+        assert ds["step"].values.tolist() == list(range(len(steps) + 1))
     assert len(set(lengths)) > 5  # the moments were different ones
     assert min(lengths) < 10 < max(lengths)  # and some came after the variable in the middle
 

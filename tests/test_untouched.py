@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,3 +229,23 @@ def test_lightning(device, tmp_path):
     assert ds["gradient_norm"].notnull().all("layer").values.tolist() == [True] * 4 + [False]
     assert ds["empirical_trace"].notnull().all("layer").values.tolist() == [True] * 4 + [False]
     assert ds["train_loss"].notnull().values.tolist() == [False, *[True] * 4]
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "module", "message"),
+    [
+        (1, "", r"Lit has no forward\(\) that gives logits: name the part that does"),
+        (2, "net", "expected one optimizer, got 2: make a Recorder and attach it to one of them"),
+        (0, "net", "expected one optimizer, got 0"),
+    ],
+)
+def test_what_the_lightning_callback_refuses(optimizers, module, message):
+    trainer = SimpleNamespace(optimizers=[object()] * optimizers, global_step=0)
+    with pytest.raises(ValueError, match=message):
+        LightningCallback([torch.zeros(8, 6)], module=module).on_train_start(trainer, Lit())
+
+
+@pytest.mark.parametrize("kind", [FisherCallback, LightningCallback])
+def test_a_callback_has_nothing_before_training(kind):
+    with pytest.raises(ValueError, match="nothing is recorded yet: training has not begun"):
+        kind([torch.zeros(8, 6)]).dataset  # noqa: B018
