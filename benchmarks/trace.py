@@ -1,150 +1,203 @@
-"""python -m benchmarks.trace: what tr(F) of every layer costs, as a ratio to one plain forward and backward pass.
+"""python -m benchmarks.trace: what tr(F) of every layer costs, beside a plain training pass and beside what others do.
 
-Workloads: W1 twelve layers x 768 with a language and a task adapter each, task adapters measured and trained, 3 classes,
-batch 8, 128 tokens; W2 BERT 6 x 256, every weight of its blocks, batch 16, 64 tokens; W3 MLP 784-512-512-10, batch 256.
-The methods take turns within a round, and the median over rounds of each one's ratio to the plain pass of the same round
-is reported, with its quartiles.
+Time: the methods take turns within a round, each over all batches of a workload; the median over rounds of each one's ratio
+to the plain forward and backward pass of the same round is reported, with its quartiles. On one thread of a CPU it is the
+thread's own time, so that a busy machine counts less. Memory: the peak over the model's own, each method in a process of its
+own, as a ratio to the plain pass. Label noise and the time to a 5 % standard error: `benchmarks.noise`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import adapters
 import numpy as np
 import torch
-from adapters import SeqBnConfig
-from adapters.composition import Stack
-from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
 
 from fisherdyn import fisher_trace
-from fisherdyn.layers import Layers, resolve_layers
 from fisherdyn.record import provenance
 
-Inputs = dict[str, Tensor] | Tensor
+from . import noise
+from .peers import PEERS, DoesNotRun, Step, forward, plain
+from .workloads import WORKLOADS, Workload
+
+PLAIN = "plain forward + backward"
+Method = Callable[[], None]
+"""All batches of a workload, once."""
 
 
-@dataclass
-class Workload:
-    model: nn.Module
-    inputs: Inputs
-    labels: Tensor
-    layers: Layers
+def _ours(method: str = "hooks", labels: str = "class_mix", sampling: str = "all") -> Callable[[Workload], Method]:
+    def prepare(work: Workload) -> Method:
+        return lambda: _measure(work, method=method, labels=labels, sampling=sampling)
 
-    def loss(self) -> Tensor:
-        output = self.model(**self.inputs) if isinstance(self.inputs, dict) else self.model(self.inputs)
-        return nn.functional.cross_entropy(getattr(output, "logits", output), self.labels)
+    return prepare
 
 
-def _bert(layers: int, hidden: int, batch: int, length: int) -> tuple[BertForSequenceClassification, Inputs, Tensor]:
-    config = BertConfig(
-        vocab_size=1000,
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_attention_heads=hidden // 64,
-        num_labels=3,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        attn_implementation="eager",
-    )
-    ids = torch.randint(1000, (batch, length))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return BertForSequenceClassification(config), inputs, torch.randint(3, (batch,))
+def _measure(work: Workload, **options: str) -> None:
+    fisher_trace(work.model, work.batches, layers=work.layers, likelihood="categorical", **options)  # type: ignore[arg-type]
 
 
-def w1() -> Workload:
-    model, inputs, labels = _bert(12, 768, 8, 128)
-    adapters.init(model)
-    for name, reduction in (("language", 2), ("task", 16)):
-        model.add_adapter(name, config=SeqBnConfig(reduction_factor=reduction))
-    model.train_adapter(Stack("language", "task"))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".adapters.task." in name or name.startswith("classifier"))
-    return Workload(model, inputs, labels, resolve_layers(model))
+def _theirs(peer: Callable[[Workload], Step]) -> Callable[[Workload], Method]:
+    def prepare(work: Workload) -> Method:
+        step = peer(work)
+
+        def all_batches() -> None:
+            for inputs, labels in zip(work.batches, work.labels, strict=True):
+                step(inputs, labels)
+
+        return all_batches
+
+    return prepare
 
 
-def w2() -> Workload:
-    model, inputs, labels = _bert(6, 256, 16, 64)
-    return Workload(model, inputs, labels, resolve_layers(model, r"layer\.(\d+)\."))
-
-
-def w3() -> Workload:
-    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
-    return Workload(model, torch.randn(256, 784), torch.randint(10, (256,)), resolve_layers(model))
-
-
-WORKLOADS = {"W1": w1, "W2": w2, "W3": w3}
-
-
-def _plain(work: Workload) -> None:
-    work.loss().backward()
-    work.model.zero_grad(set_to_none=True)
-
-
-def _forward(work: Workload) -> None:
-    with torch.no_grad():
-        work.loss()
-
-
-def _ours(method: str, labels: str) -> Callable[[Workload], None]:
-    def measure(work: Workload) -> None:
-        fisher_trace(work.model, [work.inputs], layers=work.layers, method=method, labels=labels)
-
-    return measure
-
-
-METHODS: dict[str, Callable[[Workload], None]] = {
-    "plain forward + backward": _plain,
-    "forward alone": _forward,
-    "hooks, class_mix (the default)": _ours("hooks", "class_mix"),
-    "hooks, exact": _ours("hooks", "exact"),
-    "batch, class_mix": _ours("batch", "class_mix"),
-    "authors, argmax": _ours("authors", "argmax"),
-    "vmap, class_mix": _ours("vmap", "class_mix"),
+METHODS: dict[str, Callable[[Workload], Method]] = {
+    PLAIN: _theirs(plain),
+    "forward alone": _theirs(forward),
+    "hooks, class_mix (the default)": _ours(),
+    "hooks, exact": _ours(labels="exact"),
+    "hooks, class_mix, importance": _ours(sampling="importance"),
+    "batch, class_mix": _ours("batch"),
+    "vmap, class_mix": _ours("vmap"),
+    **{name: _theirs(peer) for name, peer in PEERS.items()},
 }
 
 
-def ratios(work: Workload, rounds: int) -> dict[str, list[float]]:
-    """For each method (first quartile, median, third quartile) of its time over that of the plain pass."""
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+def prepared(work: Workload) -> dict[str, Method | str]:
+    """Every method, or why it does not run."""
+    found: dict[str, Method | str] = {}
+    for name, prepare in METHODS.items():
+        try:
+            found[name] = prepare(work)
+        except DoesNotRun as reason:
+            found[name] = str(reason)
+    return found
+
+
+def clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def times(work: Workload, rounds: int, device: torch.device) -> dict[str, list[float] | str]:
+    """Method -> quartiles of its time over that of the plain pass, or why it does not run."""
+    methods = prepared(work)
+    seconds: dict[str, list[float]] = {name: [] for name, method in methods.items() if callable(method)}
     for round_ in range(rounds + 1):
-        for name, method in METHODS.items():
-            started = time.perf_counter()
-            method(work)
+        for name in seconds:
+            method = methods[name]
+            assert callable(method)
+            started = clock(device)
+            method()
             if round_:  # the first one warms up
-                seconds[name].append(time.perf_counter() - started)
-    plain = np.array(seconds["plain forward + backward"])
-    return {name: np.percentile(np.array(s) / plain, [25, 50, 75]).round(3).tolist() for name, s in seconds.items()}
+                seconds[name].append(clock(device) - started)
+    unit = np.array(seconds[PLAIN])
+    found: dict[str, list[float] | str] = {n: m for n, m in methods.items() if isinstance(m, str)}
+    found.update({n: np.percentile(np.array(s) / unit, [25, 50, 75]).round(3).tolist() for n, s in seconds.items()})
+    return {name: found[name] for name in METHODS}
+
+
+def memory(make: Callable[[], Workload], device: torch.device) -> dict[str, float | str]:
+    """Method -> peak memory over the model's own, as a ratio to the plain pass."""
+    peaks = {name: _peak(make, name, device) for name in METHODS}
+    unit = peaks[PLAIN]
+    assert isinstance(unit, float)
+    return {name: p if isinstance(p, str) else round(p / unit, 3) for name, p in peaks.items()}
+
+
+def _peak(make: Callable[[], Workload], name: str, device: torch.device) -> float | str:
+    """MiB; on a CPU by a child process, whose peak the kernel counts from a mark."""
+    if device.type == "cuda":
+        work = make().to(device)
+        try:
+            method = METHODS[name](work)
+        except DoesNotRun as reason:
+            return str(reason)
+        method()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        method()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        work = make()
+        work.batches, work.labels = work.batches[:1], work.labels[:1]
+        try:
+            method = METHODS[name](work)
+            Path("/proc/self/clear_refs").write_text("5")
+            before = _status("VmRSS")
+            method()
+            answer = str((_status("VmHWM") - before) / 2**10)
+        except DoesNotRun as reason:
+            answer = f"no: {reason}"
+        os.write(writer, answer.encode())
+        os._exit(0)
+    os.close(writer)
+    answer = os.read(reader, 2**12).decode()
+    os.waitpid(child, 0)
+    os.close(reader)
+    return answer.removeprefix("no: ") if answer.startswith("no: ") else float(answer)
+
+
+def _status(key: str) -> int:
+    """KiB, of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key + ":")).split()[1])
+
+
+def table(title: str, columns: dict[str, dict[str, Any]]) -> str:
+    def cell(value: Any) -> str:
+        return "does not run" if isinstance(value, str) else f"{value[1] if isinstance(value, list) else value:.2f}"
+
+    rows = [f"| {title} | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    rows += [f"| {name} | " + " | ".join(cell(column[name]) for column in columns.values()) + " |" for name in METHODS]
+    return "\n".join(rows)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trace", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=11, help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (%(default)s)")
-    parser.add_argument("--only", choices=WORKLOADS, action="append", help="a workload; may be repeated")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "trace.json", help="(%(default)s)")
+    parser.add_argument("--only", choices=[*WORKLOADS, "noise"], action="append", help="a part; may be repeated")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda: in bfloat16 (%(default)s)")
+    parser.add_argument("--out", type=Path, help="(benchmarks/trace.json, trace-cuda.json)")
     args = parser.parse_args(argv)
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # two of the peers'
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    found = {name: ratios(WORKLOADS[name](), args.rounds) for name in args.only or WORKLOADS}
-    environment = {**provenance(), "processor": platform.processor() or platform.machine(), "threads": args.threads}
-    args.out.write_text(
-        json.dumps({"ratios": found, "rounds": args.rounds, "environment": environment}, indent=1) + "\n"
-    )
-    print(f"| time, median ratio to plain forward + backward | {' | '.join(found)} |")
-    print("|---" * (1 + len(found)) + "|")
-    for name in METHODS:
-        print(f"| {name} | " + " | ".join(f"{column[name][1]:.2f}" for column in found.values()) + " |")
-    print(args.out)
+    device = torch.device(args.device)
+    parts = args.only or [*WORKLOADS, "noise"]
+    out = args.out or Path(__file__).parent / ("trace.json" if device.type == "cpu" else f"trace-{device.type}.json")
+    found: dict[str, Any] = json.loads(out.read_text()) if args.only and out.exists() else {}
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        for name in (part for part in parts if part != "noise"):
+            torch.manual_seed(0)
+            found.setdefault("memory", {})[name] = memory(WORKLOADS[name], device)
+            found.setdefault("time", {})[name] = times(WORKLOADS[name]().to(device), args.rounds, device)
+    if "noise" in parts:
+        found["noise"] = noise.measure(device, clock)
+    processor = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
+    found["environment"] = {**provenance(), "processor": processor, "threads": args.threads, "rounds": args.rounds}
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    print(table("time, median ratio to plain forward + backward", found["time"]))
+    print("\n" + table("peak memory over the model, ratio to plain forward + backward", found["memory"]))
+    if "noise" in found:
+        print("\n" + noise.tables(found["noise"]))
+    print(out)
     return 0
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -37,6 +37,12 @@ class FisherAccessor:
 
         return analysis.width(self.learning_curve(window), level)
 
+    def learning_period(self, level: float = 0.5, window: int = 3) -> xr.Dataset:
+        """`analysis.learning_period` of the learning curve: when it rises above `level` times its peak, and falls below."""
+        from . import analysis
+
+        return analysis.learning_period(self.learning_curve(window), level)
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """`plots.by_layer`: tr(F) of every layer, with its standard error."""
         from matplotlib import pyplot

@@ -38,7 +38,9 @@ class Likelihood:
         return logits_of(output)
 
     def check(self, f: Tensor, examples: int) -> None:
-        """Raises ValueError unless f has the likelihood's shape and is finite."""
+        """Raises ValueError unless f is real and finite, and has the likelihood's shape."""
+        if f.is_complex():
+            raise ValueError("complex logits have no likelihood here: have the model return real ones")
         if len(f) != examples or not self.fits(f):
             raise ValueError(
                 f"expected logits of shape {self.shape} for likelihood={self.name!r} and a batch of {examples}, got "
@@ -65,7 +67,7 @@ class Likelihood:
         """
         if labels not in LABELS:
             raise ValueError(f"unknown labels={labels!r}: choose one of {', '.join(LABELS)}")
-        f = f.detach()
+        f = widened(f.detach())
         if labels == "exact":
             yield from self.columns(f, batch)
         elif labels == "class_mix":
@@ -76,6 +78,10 @@ class Likelihood:
             yield self.score(f, self.mode(f), batch)
         else:
             yield self.score(f, self.targets(f, batch), batch)
+
+    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+        """tr(S) of each example, (batch,), in float64: how undecided the model is."""
+        raise NotImplementedError
 
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         raise NotImplementedError
@@ -122,6 +128,12 @@ class Categorical(Likelihood):
         """Which softmaxes count, bool, f's shape without classes; None: all."""
         return None
 
+    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+        log_p = f.double().log_softmax(dim=-1)
+        # p (1 - p), from logarithms: a confident softmax keeps its relative precision.
+        each = -(log_p.exp() * torch.expm1(log_p)).sum(dim=-1, keepdim=True)
+        return self._masked(each, f, batch).reshape(len(f), -1).sum(dim=1)
+
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         """C-1 columns for each softmax of an example, one softmax after the other."""
         classes = f.shape[-1]
@@ -154,6 +166,8 @@ class Categorical(Likelihood):
         y = super().targets(f, batch)
         if y.shape != f.shape[:-1]:
             raise ValueError(f"expected labels of shape {tuple(f.shape[:-1])}, got {tuple(y.shape)}")
+        if y.is_floating_point():
+            raise ValueError(f"expected labels that are class numbers, got {y.dtype}: pass them as integers")
         wrong = (y >= f.shape[-1]) | ((y < 0) & (y != IGNORED))
         if wrong.any():
             raise ValueError(f"label {int(y[wrong][0])} is out of range: the model has {f.shape[-1]} classes")
@@ -246,6 +260,9 @@ class Gaussian(Likelihood):
     def fits(self, f: Tensor) -> bool:
         return f.ndim >= 1
 
+    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+        return torch.full((len(f),), f[0].numel() / self.sigma**2, dtype=torch.float64, device=f.device)
+
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         yield from _unit_columns(f, torch.full_like(f, 1 / self.sigma))
 
@@ -279,6 +296,9 @@ class Bernoulli(Likelihood):
 
     def fits(self, f: Tensor) -> bool:
         return f.ndim <= 2
+
+    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+        return self._root(f.double()).square().reshape(len(f), -1).sum(dim=1)
 
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         yield from _unit_columns(f, self._root(f))
@@ -323,13 +343,10 @@ _BY_PROBLEM = {
 }
 
 
-def find_likelihood(model: nn.Module, output: Any) -> Likelihood:
-    """The likelihood of a Hugging Face model by its class and config.problem_type; else a softmax, where it must be one.
-
-    Raises:
-        ValueError: the output could be several; the message names them.
-    """
-    problem = getattr(getattr(model, "config", None), "problem_type", None)
+def likelihood_of(model: nn.Module) -> Likelihood | None:
+    """The likelihood of a Hugging Face model by its config.problem_type or its class; None where these do not say."""
+    config = getattr(model, "config", None)
+    problem = getattr(config, "problem_type", None)
     if problem in _BY_PROBLEM:
         return _BY_PROBLEM[problem]()
     # A wrapper (peft's) keeps the model that it wraps among its modules.
@@ -337,6 +354,18 @@ def find_likelihood(model: nn.Module, output: Any) -> Likelihood:
     for ending, kind in _BY_TASK.items():
         if any(name.endswith(ending) for name in classes):
             return kind()
+    several = getattr(config, "num_labels", 0) > 1
+    return Categorical() if several and any(name.endswith("ForSequenceClassification") for name in classes) else None
+
+
+def find_likelihood(model: nn.Module, output: Any) -> Likelihood:
+    """As `likelihood_of`, or a span or softmax, where the output can be nothing else.
+
+    Raises:
+        ValueError: the output could be several; the message names them.
+    """
+    if (known := likelihood_of(model)) is not None:
+        return known
     if hasattr(output, "start_logits"):
         return Span()
     f = logits_of(output)
@@ -367,6 +396,11 @@ def labels_in(batch: Any) -> Tensor | None:
     if isinstance(batch, Mapping):
         return batch.get("labels", batch.get("label"))
     return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor) else None
+
+
+def widened(x: Tensor) -> Tensor:
+    """Half precision as float32: what is squared, exponentiated or summed must not be done in it."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:

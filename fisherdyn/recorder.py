@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from . import gauges, probing, ranks, record
 from .cadence import Cadence
 from .fisher.forward import device_of, no_trace
+from .fisher.sums import rank
 from .fisher.trace import FisherTrace
 from .fisher.training import TrainingPass
 from .layers import LayerChoice, resolve_layers
@@ -114,7 +115,7 @@ class Recorder:
             },
             Path(path) if path is not None else None,
             Path(resume) if resume is not None else None,
-            writes=ranks.rank() == 0,
+            writes=rank() == 0,
         )
 
     def attach(self, optimizer: Optimizer, *, step: int | None = None) -> Recorder:
@@ -241,8 +242,8 @@ class Recorder:
         traces: dict[str, FisherTrace] = {}
         for name, loader in self._loaders.items():
             # The same label noise for every loader and at every step, apart in every process.
-            noise = torch.Generator().manual_seed(self._seed + ranks.rank())
-            share = {name: ranks.share(loader)}
+            noise = torch.Generator().manual_seed(self._seed + rank())
+            share = {name: ranks.share(loader, self._options["num_batches"])}
             try:
                 traces |= probing.measure(self.model, share, layers=self.layers, generator=noise, **self._options)
             except ValueError as error:
@@ -303,8 +304,8 @@ class _Means:
     def take(self) -> dict[str, float]:
         """The means over everything since the last time, over all processes."""
         pairs: dict[str, list[tuple[float, int]]] = {}
-        for rank in ranks.from_all({name: (float(total), count) for name, (total, count) in self._sums.items()}):
-            for name, pair in rank.items():
+        for sums in ranks.from_all({name: (float(total), count) for name, (total, count) in self._sums.items()}):
+            for name, pair in sums.items():
                 pairs.setdefault(name, []).append(pair)
         self._sums = {}
         return {name: sum(t for t, _ in found) / sum(n for _, n in found) for name, found in pairs.items()}

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
-from fisherdyn import analysis, plots
+from fisherdyn import analysis
 
 
 def _bump(centre, sigma, height=2.0):
@@ -91,79 +92,6 @@ def test_groups_of_footnote_9():
     assert analysis.groups({}) == []
 
 
-def test_paired_difference_is_paired():
-    """Seeds that move both schedules alike do not widen the interval."""
-    rng = np.random.default_rng(1)
-    seeds = rng.normal(0, 1, 8)
-    values = np.concatenate([seeds + 0.1 + 0.01 * rng.normal(size=8), seeds])
-    coords = {"schedule": ("run", ["x"] * 8 + ["y"] * 8), "seed": ("run", [*range(8)] * 2)}
-    found = analysis.paired_difference(xr.DataArray(values, coords, ["run"]), "x", "y")
-    assert found.estimate == pytest.approx(0.1, abs=0.02)
-    assert found.excludes_zero
-    assert found.half < 0.02
-    assert found.n == 8
-
-
-def test_mean_intervals_cover():
-    rng = np.random.default_rng(0)
-    inside = sum((i := analysis.mean_interval(rng.normal(3, 2, 6))).low < 3 < i.high for _ in range(2000))
-    assert 0.935 < inside / 2000 < 0.965
-    assert analysis.mean_interval(np.array([1.0])).half == np.inf
-
-
-def test_rank_correlation_finds_and_does_not_invent():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=12)
-    assert analysis.rank_correlation(x, x**3, resamples=499).estimate == pytest.approx(1)
-    false = sum(analysis.rank_correlation(*rng.normal(size=(2, 10)), resamples=199).p < 0.05 for _ in range(400))
-    assert false / 400 <= 0.08
-    assert np.isnan(analysis.rank_correlation(np.ones(5), x[:5]).estimate)
-    assert np.isnan(analysis.rank_correlation(x, np.where(x > 1, np.nan, x)).p)
-
-
-def _tables(rng, effect, noise):
-    """Two (schedule, seed) tables whose runs share noise; schedules move both by `effect`."""
-    moved, shared = rng.normal(size=(10, 1)), rng.normal(size=(10, 8))
-    dims = ("schedule", "seed")
-    return (xr.DataArray(effect * moved + noise * shared + 0.5 * rng.normal(size=(10, 8)), dims=dims) for _ in range(2))
-
-
-def test_noise_that_runs_share_is_not_an_effect_of_the_order():
-    rng = np.random.default_rng(0)
-    tables = [tuple(_tables(rng, 0.0, 1.0)) for _ in range(150)]
-    assert np.mean([_correlates(analysis.across_schedules(x, y, resamples=199)) for x, y in tables]) <= 0.1
-    naive = [analysis.rank_correlation(x.mean("seed").values, y.mean("seed").values, resamples=199) for x, y in tables]
-    assert np.mean([_correlates(found) for found in naive]) > 0.5  # negative control: the same runs on both sides
-    assert _correlates(analysis.across_schedules(*_tables(rng, 2.0, 1.0)))
-
-
-def _correlates(found):
-    return found.p < 0.05
-
-
-def test_order_effect_at_its_level():
-    rng = np.random.default_rng(0)
-    tables = [xr.DataArray(rng.normal(size=(6, 5)), dims=("schedule", "seed")) for _ in range(400)]
-    assert 0.02 < np.mean([analysis.order_effect(table)[2] < 0.05 for table in tables]) < 0.09
-    table = tables[0] + xr.DataArray(np.arange(6.0), dims="schedule")
-    assert analysis.order_effect(table)[2] < 0.01
-    assert analysis.order_effect(0.5 * xr.ones_like(table))[2] == 1
-
-
-def test_only_complete_seeds_are_compared():
-    values = xr.DataArray(
-        [1.0, 2.0, 3.0, 10.0], {"schedule": ("run", ["x", "x", "y", "y"]), "seed": ("run", [0, 1, 0, 2])}, ["run"]
-    )
-    table = analysis.by_schedule(values)
-    assert table["seed"].values.tolist() == [0]
-    assert analysis.paired_difference(values, "y", "x").n == 1
-    with pytest.raises(ValueError, match="no seed has a run of every schedule"):
-        analysis.by_schedule(values.isel(run=[1, 2]))
-    with pytest.raises(ValueError, match="got NaN for b"):
-        analysis.groups({"a": 0.5, "b": np.nan})
-    assert np.isnan(analysis.mean_interval(np.array([1.0, np.nan])).p)
-
-
 def test_a_curve_is_nan_where_nothing_is_open():
     ds = _record()
     ds["trainable"][:, :2] = 0
@@ -173,24 +101,130 @@ def test_a_curve_is_nan_where_nothing_is_open():
     assert np.isnan(analysis.peak(analysis.learning_curve(ds))["peak_step"].values).tolist() == [True, False]
 
 
-def test_rank_correlation_is_scipys():
+def test_learning_period_of_a_gaussian():
+    """onset and end are the two crossings, width is between them, the area is the integral."""
+    found = analysis.shape(_bump(100, 20), level=0.5)
+    half = np.sqrt(2 * np.log(2)) * 20
+    assert found["onset"].item() == pytest.approx(100 - half, abs=0.2)
+    assert found["end"].item() == pytest.approx(100 + half, abs=0.2)
+    assert found["width"].item() == pytest.approx(found["end"].item() - found["onset"].item())
+    assert found["area"].item() == pytest.approx(2 * 20 * np.sqrt(2 * np.pi), rel=1e-4)
+    assert (found["onset_censored"].item(), found["end_censored"].item()) == (0, 0)
+    with pytest.raises(ValueError, match="expected a level between 0 and 1"):
+        analysis.width(_bump(100, 20), level=1.5)
+
+
+def test_each_side_is_censored_for_itself():
+    left, right = analysis.learning_period(_bump(10, 30)), analysis.learning_period(_bump(190, 30))
+    assert (left["onset_censored"].item(), left["end_censored"].item()) == (1, 0)
+    assert left["onset"].item() == 0
+    assert (right["onset_censored"].item(), right["end_censored"].item()) == (0, 1)
+    assert right["end"].item() == 200
+
+
+def test_shapes_of_many_curves_are_those_of_each():
     rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 6, (2, 15))
-    found = analysis.rank_correlation(x, y, resamples=99)
-    assert found.estimate == pytest.approx(analysis.stats.spearmanr(x, y).statistic)
+    many = xr.concat([_bump(c, s) for c, s in rng.uniform(20, 150, (12, 2))], "run").copy()
+    many[3, :] = np.nan
+    many[5, 20] = np.nan
+    together = analysis.shape(many)
+    for i in range(12):
+        xr.testing.assert_allclose(together.isel(run=i), analysis.shape(many.isel(run=i)))
+    assert np.isnan(together["area"].values[3])
+    assert np.isnan(together["width"].values[3])
 
 
-def test_figure_shows_every_group():
-    ds = _record(6)
-    ds["metric"] += xr.DataArray([0, 0, 0.5, 0.5, 2, 2], dims="run")
-    figure = plots.figure_4(ds)
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert len(labels) == 3
-    assert all("(1)" in label for label in labels)
-    left, right = figure.axes
-    assert all(axes.get_xlabel() == "step" for axes in (left, right))
+def test_smoothing_and_scaling():
+    curve = _bump(100, 20)
+    np.testing.assert_allclose(analysis.smooth(curve, 1), curve)
+    np.testing.assert_allclose(analysis.smooth(curve, 3).values[1:-1], np.convolve(curve, np.ones(3) / 3, "valid"))
+    assert analysis.to_unit(curve).max() == 1
+    both = xr.concat([curve, 2 * curve], "run")
+    np.testing.assert_allclose(analysis.to_unit(both).max("step"), [1, 1])
+    np.testing.assert_allclose(analysis.to_unit(both, ("run", "step")).max("step"), [0.5, 1])
+    assert analysis.to_unit(0 * curve).isnull().all()
+    with pytest.raises(ValueError, match="a window of at least 1 record, got 0"):
+        analysis.smooth(curve, 0)
 
 
-def test_figures_need_no_torch():
-    code = "import sys; import fisherdyn.analysis, fisherdyn.plots; sys.exit('torch' in sys.modules)"
+def _measured(curves, se, rng):
+    """A record of one open layer: curves (run, step) seen with errors of a known size."""
+    trace = (curves + se * rng.normal(size=curves.shape)).expand_dims(layer=["0"], axis=-1)
+    return xr.Dataset(
+        {
+            "fisher_trace": trace,
+            "fisher_trace_se": se * xr.ones_like(trace),
+            "trainable": xr.ones_like(trace, dtype="i1"),
+        }
+    )
+
+
+def test_intervals_from_standard_errors_cover():
+    """1,000 measurements of one bump: 95 % of the intervals hold what the curve has without noise."""
+    rng = np.random.default_rng(0)
+    true = _bump(100, 30)
+    truth = analysis.shape(analysis.smooth(true))
+    ds = _measured(xr.concat([true] * 1000, "run"), 0.06, rng)
+    found = analysis.shape_from_errors(ds, draws=99)
+    assert found["bound"].values.tolist() == ["estimate", "low", "high"]
+    for name in ("peak", "width", "area", "onset", "end"):
+        low, high = found[name].sel(bound="low"), found[name].sel(bound="high")
+        inside = float(((low <= truth[name]) & (truth[name] <= high)).mean())
+        assert 0.9 < inside < 0.98, (name, inside)
+    narrow = analysis.shape_from_errors(ds.assign(fisher_trace_se=ds["fisher_trace_se"] / 3), draws=99)
+    low, high = narrow["area"].sel(bound="low"), narrow["area"].sel(bound="high")
+    assert float(((low <= truth["area"]) & (truth["area"] <= high)).mean()) < 0.8  # control: errors said too small
+
+
+def test_a_censored_width_has_no_interval():
+    ds = _measured(_bump(180, 30).expand_dims(run=1), 0.05, np.random.default_rng(0))
+    found = analysis.shape_from_errors(ds, draws=99).isel(run=0)
+    assert found["width"].isnull().values.tolist() == [False, True, True]
+    assert found["onset"].notnull().all()
+    assert found["peak"].notnull().all()
+
+
+FUN = (10, 9, 8, 7, 6, 1, 5, 4, 2, 0, 3)  # footnote 11's example
+
+
+def _selected(*orders, interval=5, layers=12):
+    steps = np.zeros((len(orders), layers), dtype=int)
+    for row, order in zip(steps, orders, strict=True):
+        row[list(order)] = interval * np.arange(1, len(order) + 1)
+    coords = {"schedule": ("run", [f"s{i}" for i in range(len(orders))]), "seed": ("run", [0] * len(orders))}
+    return xr.DataArray(steps, coords, ["run", "layer"])
+
+
+def test_distance_from_top_down():
+    down, up = tuple(range(10, -1, -1)), tuple(range(11))
+    found = analysis.distance_from_top_down(_selected(down, up, FUN, ())).values
+    np.testing.assert_allclose(found[:3], [0, 1, 6 / 55])  # 1 before 5, 4, 3, 2; 2 and 0 before 3
+    assert np.isnan(found[3])
+    tau = stats.kendalltau(-np.arange(11), [FUN.index(layer) for layer in range(11)]).statistic
+    assert found[2] == pytest.approx((1 - tau) / 2)
+    together = _selected(down)
+    together[:, :6] = 100
+    assert analysis.distance_from_top_down(together).item() == 0
+
+
+def test_orders_and_their_average():
+    selected = _selected(FUN, tuple(range(10, -1, -1)), ())
+    order = analysis.opening_order(selected)
+    assert order.sizes["opening"] == 11
+    assert order.values[0].tolist() == list(FUN)
+    assert np.isnan(order.values[2]).all()
+    selected = selected.assign_coords(schedule=("run", ["fun", "fun", "standard"]), seed=("run", [0, 1, 0]))
+    found = analysis.averaged_schedule(selected)
+    assert found["schedule"].values.tolist() == ["fun"]
+    np.testing.assert_allclose(found["layer"].sel(schedule="fun"), (np.array(FUN) + np.arange(10, -1, -1)) / 2)
+    one = analysis.averaged_schedule(selected.isel(run=[0]))
+    assert one["se"].isnull().all()
+    linear_probing = _selected(())
+    linear_probing[:] = 5
+    with pytest.raises(ValueError, match="runs that open layers one at a time, got none"):
+        analysis.averaged_schedule(linear_probing)
+
+
+def test_analysis_needs_no_torch():
+    code = "import sys; import fisherdyn.analysis; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,7 +7,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BartConfig, BartForSequenceClassification
-from zoo import bert
+from zoo.huggingface import bert
 
 from fisherdyn.layers import adapter_layers, find_layers, resolve_layers
 

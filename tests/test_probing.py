@@ -128,6 +128,7 @@ def test_the_accessor_calls_analysis(recorded):
     xr.testing.assert_identical(recorded.fisher.learning_curve(window=1), analysis.learning_curve(recorded, 1))
     xr.testing.assert_identical(recorded.fisher.peak(), analysis.peak(curve))
     xr.testing.assert_identical(recorded.fisher.width(0.8), analysis.width(curve, 0.8))
+    xr.testing.assert_identical(recorded.fisher.learning_period(0.8), analysis.learning_period(curve, 0.8))
 
 
 def test_the_accessor_plots_lines_or_layers(recorded):

@@ -291,7 +291,6 @@ def test_two_processes_record_what_one_records(by_processes):
         xr.testing.assert_allclose(ds.drop_vars(TRACES), one.drop_vars(TRACES), rtol=1e-5)
 
 
-@pytest.mark.xfail(reason="fisher_trace does not add up over processes yet", strict=False)
 def test_two_processes_measure_what_one_measures(by_processes):
     (one,), two = by_processes[1], by_processes[2]
     for ds in two:
@@ -308,6 +307,7 @@ def test_a_loader_that_is_shared_out_already_is_left_as_it_is(monkeypatch):
     assert [x.tolist() for x in ranks.share(split)] == [[1, 3], [5, 7]]
     whole = ranks.share(DataLoader(data, 2))
     assert [x.tolist() for x in whole] == [[2, 3], [6, 7]]
+    assert [x.tolist() for x in ranks.share(DataLoader(data, 2), 3)] == [[2, 3]]
     assert whole.batch_size == 2  # in all else it is the loader
 
 

@@ -36,7 +36,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _beartype_draws_nothing(monkeypatch):
     """Under pytest shapes are checked by beartype, which draws from Python's random to choose what it looks at."""
-    monkeypatch.setattr(training, "_owners", inspect.unwrap(training._owners))
+    monkeypatch.setattr(training, "_watched", inspect.unwrap(training._watched))
 
 
 class Noisy(Dataset):

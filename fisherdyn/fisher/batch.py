@@ -73,9 +73,9 @@ def _squared(
     for i, column in enumerate(columns):
         keep = i + 1 < len(columns)
         gradients = iter(
-            torch.autograd.grad(f, list(weights.values()), weigh(column), retain_graph=keep, allow_unused=True)
+            torch.autograd.grad(f, list(weights.values()), weigh(column).to(f), retain_graph=keep, allow_unused=True)
         )
         for j, own in enumerate(layers.values()):
             found = [g for g in (next(gradients) for _ in own) if g is not None]
-            total[0, j] += sum(float(g.double().square().sum()) for g in found)
+            total[0, j] += sum(float(g.abs().double().square().sum()) for g in found)
     return total

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 Batch = Any
 """A dict (HF), a tuple (inputs, targets), or a tensor of inputs."""
@@ -18,11 +19,11 @@ TARGETS = ("labels", "label", "start_positions", "end_positions")
 """What a dict batch holds beside the inputs; the true Fisher needs none of it."""
 
 
-def inputs_of(batch: Batch, device: torch.device) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model, on its device, targets left out."""
+def inputs_of(batch: Batch, device: torch.device | None = None) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model, targets left out, on a device (None: where they are)."""
     if isinstance(batch, Mapping):
         kept = {key: value for key, value in batch.items() if key not in TARGETS}
-        return (), {key: v.to(device) if isinstance(v, Tensor) else v for key, v in kept.items()}
+        return (), {key: _moved(v, device) if isinstance(v, Tensor) else v for key, v in kept.items()}
     x = batch[0] if isinstance(batch, tuple | list) and len(batch) in (1, 2) else batch
     if not isinstance(x, Tensor):
         several = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
@@ -30,7 +31,32 @@ def inputs_of(batch: Batch, device: torch.device) -> tuple[tuple[Tensor, ...], d
             "expected a batch that is a tensor, (inputs, targets) or a dict of tensors by argument name, got "
             f"{type(batch).__name__}{several}"
         )
-    return (x.to(device),), {}
+    return (_moved(x, device),), {}
+
+
+def _moved(x: Tensor, device: torch.device | None) -> Tensor:
+    if x.is_meta:
+        raise ValueError(
+            f"a tensor of the batch, of shape {tuple(x.shape)}, is on device 'meta', which holds no numbers"
+        )
+    return x.to(device)
+
+
+def count_in(batch: Batch) -> int:
+    """The number of examples in a batch."""
+    return count_examples(*inputs_of(batch))
+
+
+def rows_of(batch: Batch, rows: range | Tensor) -> Batch:
+    """Some of a batch's examples, targets and all."""
+    index = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
+
+    def cut(x: Any) -> Any:
+        return x[index] if isinstance(x, Tensor) and x.ndim > 0 else x
+
+    if isinstance(batch, Mapping):
+        return {key: cut(value) for key, value in batch.items()}
+    return type(batch)(map(cut, batch)) if isinstance(batch, tuple | list) else cut(batch)
 
 
 def one_example(x: Any, i: int) -> Any:
@@ -66,6 +92,8 @@ def call_with(
 
 
 def device_of(model: nn.Module) -> torch.device:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model (torch.nn.Module), got {type(model).__name__}")
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise ValueError("the model has no parameters: there is no Fisher information to measure")
@@ -88,18 +116,26 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
 
     Weights, gradients and `requires_grad` are not touched by the estimators, so they need no restoring: gradients are
     taken with `torch.autograd.grad`. Buffers are restored, because some modules (quantisation's observers) write them
-    even in evaluation mode.
+    even in evaluation mode. torch's transformer layers must not take their fused path, which calls none of their modules.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    # Some modules keep tensors that are no buffers and set them anew as they are called (adapters' prompt tuning).
+    kept = [
+        (vars(module), {name: x for name, x in vars(module).items() if isinstance(x, Tensor)})
+        for module in model.modules()
+    ]
     generators = [(generator, generator.get_state()) for generator in _generators(loader)]
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(), torch.enable_grad():
             model.eval()
             yield
     finally:
         _restore_modes(modes)
+        for attributes, tensors in kept:
+            attributes.update(tensors)
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
@@ -108,6 +144,7 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
             generator.set_state(state)
         random.setstate(python)
         np.random.set_state(numpy)
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
@@ -120,10 +157,22 @@ def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
 
 
 def refuse_what_writes(model: nn.Module) -> None:
-    """Modules that change weights or mix examples in evaluation mode, by name."""
+    """Modules that change weights or mix examples in evaluation mode, by name; and models that cannot be looked into."""
     if torch.is_inference_mode_enabled():
         raise ValueError("gradients cannot be taken in torch.inference_mode(): measure outside of it")
+    if isinstance(model, nn.DataParallel) or hasattr(model, "_orig_mod"):
+        inner = "module" if isinstance(model, nn.DataParallel) else "_orig_mod"
+        raise ValueError(f"{type(model).__name__} hides the modules that are called: measure model.{inner} instead")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"parameter {name!r} has no shape yet: run a forward pass first")
+        if parameter.is_meta:
+            raise ValueError(f"parameter {name!r} is on device 'meta', which holds no numbers: load its weights first")
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"module {name!r} is a TorchScript, which runs no hooks: measure the module it was made from"
+            )
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
             raise ValueError(
                 f"module {name!r} has max_norm, which changes its weight in every forward pass: set it to None"

@@ -1,35 +1,36 @@
-"""Per-example squared gradient norms from forward hooks: no weight gradient is ever formed by autograd.
+"""Per-example squared gradient norms from forward and backward hooks: no weight gradient is ever formed by autograd.
 
-A hook on each module that owns a wanted parameter keeps the module's input and marks its output. The gradient is then
-taken with respect to the marked outputs only, so the backward pass stops at the lowest of them, and a short rule
-(`rules`) turns input and output gradient into the squared norm; a module that has no rule is run again, one example at a
-time (`replay`). Frozen parameters are measured like any other: `requires_grad` is neither needed nor touched.
+A hook on each module that owns a wanted parameter keeps the module's input and listens at its output. The gradient is then
+taken with respect to the lowest of those outputs only, so that the backward pass stops there, and as it passes an output a
+short rule (`rules`) turns input and output gradient into the squared norm and lets both go; a module that has no rule is run
+again, one example at a time (`replay`). Frozen parameters are measured like any other: `requires_grad` is neither needed
+nor touched.
 
 Unbiased given the cotangents; no variance of its own. Cost: one forward pass, and for each cotangent one backward pass
-through the activations plus the rules. Where shapes leave in doubt which dimension is the batch, one more forward pass of
-a single example settles it.
-
-What a hook cannot see: a weight that its own module is not called with (`F.linear(x, layer.weight)`). Such uses are
-missing from the result; `method="vmap"` has them.
+through the activations plus the rules; for the first batch of a model, also a plain pass of one example (`alone`), which
+finds what hooks cannot see: mixed examples, and weights that are used outside their module's call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from ..layers import Layers
-from .forward import count_examples, one_example
-from .replay import Call, replay
-from .rules import find_rule
+from .alone import USE_VMAP, Alone
+from .forward import count_examples
+from .replay import Call, reader, replay
+from .rules import Rule, find_rule
 
-USE_VMAP = 'measure it with method="vmap"'
+_NEVER_CALLED = "not called in the forward pass: {}; leave out its layer or activate it"
+_UNUSED = "{} do not reach the logits; leave out their layers"
 
 
 def squared_norms(
@@ -53,180 +54,265 @@ def squared_norms(
         ValueError: a module that is not called, is tied to another, mixes examples or does not keep the batch dimension
             first: each by its name.
     """
-    owners = _owners(model, layers)
     examples = count_examples(args, kwargs)
-    with Tape(model, owners, examples) as tape:
-        f = outputs(model(*args, **kwargs))
-    columns = list(cotangents(f))
-    tape.check_called()
-    if tape.doubtful:
-        tape.check_batch_first(f, _rows_alone(model, args, kwargs, tape.doubtful))
-    total = torch.zeros(examples, len(layers), device=f.device, dtype=torch.float64)
-    place = {name: i for i, names in enumerate(layers.values()) for name in names}
-    for i, column in enumerate(columns):
-        for name, norms in tape.norms(f, column, keep_graph=i + 1 < len(columns)).items():
-            total[:, place[name]] += norms
+    with Tape(_watched(model, layers), examples, len(layers)) as tape:
+        f = tape.watch(lambda: outputs(model(*args, **kwargs)))
+        columns = list(cotangents(f))
+        tape.find_lowest(f)
+        alone = Alone(model, args, kwargs, layers, outputs, tape.way)
+        total = torch.zeros(examples, len(layers), device=f.device, dtype=torch.float64)
+        for i, column in enumerate(columns):
+            unit, size = _unit(column)
+            norms = tape.pull_back(f, unit.to(f.dtype), last=i + 1 == len(columns))
+            if alone.needed and not i:
+                alone.check(unit.to(f.dtype), norms)
+            total += size.square()[:, None] * norms
     return total
 
 
-def _owners(model: nn.Module, layers: Layers) -> dict[str, list[str]]:
-    """Module name -> the short names of its wanted parameters; refuses tied weights."""
-    everywhere: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        everywhere.setdefault(id(parameter), []).append(name)
-    owners: dict[str, list[str]] = {}
-    for layer, names in layers.items():
+def _unit(cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    """Each example's cotangent divided by a power of two that brings its largest entry to 0.5 to 1, and that power.
+
+    Nothing is rounded by it, and where a model is confident the squares of its small gradients do not vanish.
+    """
+    exponent = torch.frexp(cotangent.flatten(1).abs().amax(dim=1)).exponent
+    shape = (-1,) + (1,) * (cotangent.ndim - 1)
+    unit = torch.ldexp(cotangent, -exponent.reshape(shape))
+    return unit, torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
+
+
+def _watched(model: nn.Module, layers: Layers) -> list[Watched]:
+    """The modules whose calls read the wanted parameters; refuses weights that several modules read."""
+    readers: dict[int, dict[int, str]] = {}  # parameter -> the modules that own it -> its name there
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        for short, parameter in module._parameters.items():
+            if parameter is not None:
+                readers.setdefault(id(parameter), {}).setdefault(id(module), f"{name}.{short}".lstrip("."))
+    wanted: dict[str, dict[str, int]] = {}
+    for i, (layer, names) in enumerate(layers.items()):
         for name in names:
-            owner, _, short = name.rpartition(".")
-            tied = everywhere[id(model.get_parameter(name))]
-            modules = {id(model.get_submodule(other.rpartition(".")[0])) for other in tied}
-            if len(modules) > 1:
-                raise ValueError(f"layer {layer!r}: one weight is used as {' and '.join(tied)}; {USE_VMAP}")
-            owners.setdefault(owner, []).append(short)
-    return owners
+            tied = readers[id(model.get_parameter(name))]
+            if len(tied) > 1:
+                raise ValueError(f"layer {layer!r}: one weight is used as {' and '.join(tied.values())}; {USE_VMAP}")
+            owner, short = reader(model, name)
+            wanted.setdefault(owner, {})[short] = i
+    return [Watched(name, modules[name], own) for name, own in wanted.items()]
 
 
-def _rows_alone(
-    model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any], names: Iterable[str]
-) -> dict[str, int]:
-    """How long the outputs of the named modules are for one example."""
-    rows: dict[str, int] = {}
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda *call, name=name: rows.update({name: len(call[-1])}))
-        for name in names
-    ]
-    try:
-        with torch.no_grad():
-            model(*(one_example(x, 0) for x in args), **{key: one_example(x, 0) for key, x in kwargs.items()})
-    finally:
-        for handle in handles:
-            handle.remove()
-    return rows
+class Watched:
+    """A module, the parameters that it reads and that are wanted, and its calls in this forward pass.
+
+    A weight that is used in several calls has one gradient, the sum of theirs: the norm is taken when the gradients of all
+    calls are there.
+
+    Attributes:
+        wanted: short name -> number of its layer.
+        edges: of each call, for each of its outputs, where its gradient passes.
+    """
+
+    def __init__(self, name: str, module: nn.Module, wanted: dict[str, int]) -> None:
+        self.name, self.module, self.wanted = name, module, wanted
+        self.rule: Rule | None = find_rule(module) if set(wanted) <= {"weight", "bias"} else None
+        self.calls: list[Call] = []
+        self.edges: list[list[GradientEdge | None]] = []
+        self.gradients: list[list[Tensor | None]] = []
+        self.missing = 0
+
+    def expect(self) -> None:
+        """Before a backward pass: nothing has arrived yet."""
+        self.gradients = [[None] * len(edges) for edges in self.edges]
+        self.missing = sum(edge is not None for edges in self.edges for edge in edges)
+
+    def arrive(self, call: int, output: int, gradient: Tensor) -> bool:
+        """Keeps a gradient; whether it was the last that is waited for."""
+        if self.gradients[call][output] is not None:
+            raise ValueError(f"module {self.name!r}: the gradient of one output came twice; {USE_VMAP}")
+        self.gradients[call][output] = gradient
+        self.missing -= 1
+        return not self.missing
+
+    @property
+    def arrived(self) -> bool:
+        return any(d is not None for call in self.gradients for d in call)
+
+    def norms(self, examples: int, last: bool) -> dict[str, Tensor]:
+        """Squared norms (examples,) of the module's parameters; after the last backward pass nothing is kept."""
+        pairs = [(c, ds) for c, ds in zip(self.calls, self.gradients, strict=True) if any(d is not None for d in ds)]
+        if any(call.changed() for call, _ in pairs):
+            raise ValueError(f"module {self.name!r}: its input is changed in place after it was read; {USE_VMAP}")
+        self.gradients = []
+        if last:
+            self.calls = []
+        if self.rule is None:
+            return replay(self.name, self.module, pairs, list(self.wanted), examples)
+        a = [self.rule.inputs(self.module, call.args[0]) for call, _ in pairs]
+        d = [self.rule.gradients(self.module, ds[0]) for _, ds in pairs if ds[0] is not None]
+        return self.rule.norms(self.module, _side_by_side(a, examples), _side_by_side(d, examples))
+
+
+def _side_by_side(calls: list[Tensor], examples: int) -> Tensor:
+    """Calls of (rows, positions, ...) -> (examples, positions of all rows and calls, ...)."""
+    rows = [x.reshape(examples, -1, *x.shape[2:]) for x in calls]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
 class Tape:
-    """The calls of the watched modules: inputs, and the edges of the graph at their outputs.
+    """What the watched modules were given in one forward pass, and the norms that backward passes leave behind.
 
-    Args:
-        owners: module name -> its wanted parameters.
-        examples: in the batch.
-
-    Attributes:
-        doubtful: module name -> length of its output, where the shapes do not show that the batch comes first.
+    Listens until the end of its `with`.
     """
 
-    def __init__(self, model: nn.Module, owners: Mapping[str, list[str]], examples: int) -> None:
-        self.modules = {name: model.get_submodule(name) for name in owners}
-        self.owners = owners
-        self.examples = examples
-        self.doubtful: dict[str, int] = {}
-        self.calls: dict[str, list[Call]] = {name: [] for name in owners}
+    def __init__(self, watched: list[Watched], examples: int, layers: int) -> None:
+        self.watched, self.examples, self.layers = watched, examples, layers
+        self.lowest: list[GradientEdge] = []
+        self.expanded: list[str] = []
+        self._norms: list[list[Tensor]] = []
         self._handles: list[RemovableHandle] = []
+        self._listening = self._last = False
 
     def __enter__(self) -> Tape:
-        for name, module in self.modules.items():
-            # First of all hooks: one that changes the output comes after what the module itself computes.
-            watch = self._watch(name)
-            self._handles.append(module.register_forward_hook(watch, with_kwargs=True, prepend=True))
         return self
 
     def __exit__(self, *exc: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _watch(self, name: str) -> Callable[..., Any]:
-        by_rule = find_rule(self.modules[name]) is not None
+    def watch(self, forward: Callable[[], Tensor]) -> Tensor:
+        """Runs the forward pass, and it alone: what checkpointing computes again in the backward pass is no other call."""
+        handles = []
+        for one in self.watched:
+            hook = partial(self._called if one.rule is not None else self._called_without_rule, one)
+            # First of all hooks: one that changes the output comes after what the module itself computes.
+            handles.append(one.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
+        try:
+            f = forward()
+        except RuntimeError as error:
+            if not self.expanded or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"module(s) {', '.join(self.expanded)} give one row for the whole batch, and the model cannot go on "
+                f"with one an example ({str(error).splitlines()[0][:120]}); {USE_VMAP}"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        if silent := [one.name for one in self.watched if not one.calls]:
+            raise ValueError(_NEVER_CALLED.format(", ".join(silent)))
+        return f
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if by_rule:
-                a, output = self._one_row_an_example(name, args[0] if args else next(iter(kwargs.values())), output)
-                args, kwargs = (a,), {}
-            flat, spec = tree_flatten(output)
-            flat = [_marked(x) for x in flat]
-            # The edge, not the tensor: if the output is later changed in place, the edge still is the output's.
-            edges = [get_gradient_edge(x) if _differentiable(x) else None for x in flat]
-            self.calls[name].append(Call.of(args, kwargs, flat, edges, keep_outputs=not by_rule))
-            return tree_unflatten([x.clone() if _fragile(x) else x for x in flat], spec)
-
-        return hook
+    def _called(self, one: Watched, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        """A call of a module that has a rule: one tensor in, one out."""
+        a, output = self._one_row_an_example(one.name, args[0] if args else next(iter(kwargs.values())), output)
+        source = _source(output)
+        if source is None:  # a leaf, or a view that is not its base whole: what follows may not write into it
+            source = _marked(output)
+            output = source.clone()
+        self._listen(one, Call.of_one(a), [source], [output.shape])
+        return output
 
     def _one_row_an_example(self, name: str, a: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows broadcast over the batch (BERT's positions) become one an example; what is not batch-first is refused."""
+        """Rows broadcast over the batch (BERT's positions) become one an example; lengths that do not fit are refused."""
         if len(output) == 1 and len(a) == 1 and self.examples > 1:
+            self.expanded.append(name)
             return a.expand(self.examples, *a.shape[1:]), output.expand(self.examples, *output.shape[1:])
         if output.ndim < 2 or len(output) % self.examples or len(a) != len(output):
-            raise ValueError(self._not_separable(name, a))
-        # Another dimension may be the batch, or there is none (positions that are the same for all).
-        elsewhere = output.ndim == 2 or any(n == 1 or n % self.examples == 0 for n in output.shape[1:-1])
-        if self.examples > 1 and (elsewhere or len(output) > self.examples):
-            self.doubtful[name] = len(output)
+            raise ValueError(
+                f"module {name!r} sees {tuple(a.shape)} for a batch of {self.examples} examples, and not one example after "
+                f"the other: its gradient is not separable by example here; {USE_VMAP}"
+            )
         return a, output
 
-    def _not_separable(self, name: str, a: Tensor) -> str:
-        return (
-            f"module {name!r} sees {tuple(a.shape)} for a batch of {self.examples} examples, and not one example after the "
-            f"other: its gradient is not separable by example here; {USE_VMAP}"
+    def _called_without_rule(self, one: Watched, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        flat, spec = tree_flatten(output)
+        if not any(isinstance(x, Tensor) for x in flat):
+            raise ValueError(
+                f"module {one.name!r} returns a {type(output).__name__}, in which no tensor is found; {USE_VMAP}"
+            )
+        kept = [x.detach().clone() if isinstance(x, Tensor) else None for x in flat]
+        # Copies: an output may be written into later, and one may be computed from another.
+        sources = [x.clone() if _differentiable(x) else x for x in map(_marked, flat)]
+        self._listen(
+            one, Call.of(args, kwargs, kept), [x if _differentiable(x) else None for x in sources], [None] * len(flat)
         )
+        return tree_unflatten([x.clone() if _differentiable(x) else x for x in sources], spec)
 
-    def check_called(self) -> None:
-        silent = [name for name, calls in self.calls.items() if not calls]
-        if silent:
-            raise ValueError(f"not called in the forward pass: {', '.join(silent)}; leave out its layer or activate it")
+    def _listen(self, one: Watched, call: Call, sources: list[Tensor | None], shapes: list[torch.Size | None]) -> None:
+        n = len(one.calls)
+        one.calls.append(call)
+        one.edges.append([None if x is None else get_gradient_edge(x) for x in sources])
+        for i, (x, shape) in enumerate(zip(sources, shapes, strict=True)):
+            if x is not None:
+                # A hook stays with what the tensor is now: an in-place change later comes after it.
+                self._handles.append(x.register_hook(partial(self._passed, one, n, i, shape)))
 
-    def check_batch_first(self, f: Tensor, alone: Mapping[str, int]) -> None:
-        """A doubtful module's output must be as much longer than that of one example as the batch is.
+    def _passed(self, one: Watched, call: int, output: int, shape: torch.Size | None, gradient: Tensor) -> None:
+        """A gradient on its way down."""
+        if self._listening and one.arrive(call, output, gradient if shape is None else gradient.reshape(shape)):
+            self._take(one)
 
-        Where one example has several rows, they must lie together: the first example's output may depend on no others.
-        """
-        for name, rows in self.doubtful.items():
-            if rows != alone[name] * self.examples:
-                raise ValueError(self._not_separable(name, self.calls[name][-1].args[0]))
-        several = [name for name in self.doubtful if alone[name] > 1]
-        if not several:
-            return
-        only_first = torch.zeros_like(f)
-        only_first[0] = 1.0
-        gradients = self._gradients(f, only_first, keep_graph=True)
-        for name in several:
-            for (d, *_), call in zip(gradients[name], self.calls[name], strict=True):
-                if d is not None and d[alone[name] :].any():
-                    raise ValueError(self._not_separable(name, call.args[0]))
+    def _take(self, one: Watched) -> None:
+        device = next(d.device.type for call in one.gradients for d in call if d is not None)
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            norms = one.norms(self.examples, self._last)
+        for short, layer in one.wanted.items():
+            self._norms[layer].append(norms[short])
 
-    def _gradients(self, f: Tensor, cotangent: Tensor, keep_graph: bool) -> dict[str, list[list[Tensor | None]]]:
-        """For each module, call and output the gradient there; None where f does not depend on it."""
-        flat = [edge for calls in self.calls.values() for call in calls for edge in call.edges if edge is not None]
-        found = iter(torch.autograd.grad(f, flat, cotangent, retain_graph=keep_graph, allow_unused=True))
-        return {
-            name: [[None if edge is None else next(found) for edge in call.edges] for call in calls]
-            for name, calls in self.calls.items()
-        }
+    @property
+    def way(self) -> Hashable:
+        """Which modules were called, how often and with how many dimensions."""
+        return tuple((one.name, *(tuple(x.ndim for x in call.tensors) for call in one.calls)) for one in self.watched)
 
-    def norms(self, f: Tensor, cotangent: Tensor, keep_graph: bool) -> dict[str, Tensor]:
-        """Squared gradient norms of every watched parameter by its full name, each (examples,)."""
-        gradients = self._gradients(f, cotangent, keep_graph)
-        unused = [name for name, calls in gradients.items() if all(d is None for call in calls for d in call)]
-        if unused:
-            raise ValueError(f"{', '.join(unused)} do not reach the logits; leave out their layers")
-        found = {}
-        for name, module in self.modules.items():
-            pairs = zip(self.calls[name], gradients[name], strict=True)
-            calls = [(call, ds) for call, ds in pairs if any(d is not None for d in ds)]
-            for call, _ in calls:
-                if call.changed():
-                    raise ValueError(f"module {name!r}: its input is changed in place after it was read; {USE_VMAP}")
-            rule = find_rule(module)
-            if rule is None:
-                norms = replay(name, module, calls, self.owners[name], self.examples)
-            else:
-                a = torch.cat([self._by_example(rule.inputs(module, call.args[0])) for call, _ in calls], dim=1)
-                d = torch.cat([self._by_example(rule.gradients(module, cast(Tensor, ds[0]))) for _, ds in calls], dim=1)
-                norms = rule.norms(module, a, d)
-            found.update({f"{name}.{short}".lstrip("."): norms[short] for short in self.owners[name]})
-        return found
+    def find_lowest(self, f: Tensor) -> None:
+        """The outputs below which there is no other: the backward pass is for them, and passes all others on its way."""
+        edges = {edge.node: edge for one in self.watched for call in one.edges for edge in call if edge is not None}
+        self.lowest = [edges[node] for node in _lowest(f.grad_fn, edges)]
+        if not self.lowest:
+            raise ValueError(_UNUSED.format(", ".join(one.name for one in self.watched)))
 
-    def _by_example(self, x: Tensor) -> Tensor:
-        """(rows, positions, ...) -> (examples, positions of all its rows, ...)."""
-        return x.reshape(self.examples, -1, *x.shape[2:])
+    def pull_back(self, f: Tensor, cotangent: Tensor, last: bool) -> Tensor:
+        """One backward pass, from f down to the lowest outputs: squared norms, (examples, layers)."""
+        for one in self.watched:
+            one.expect()
+        self._norms = [[] for _ in range(self.layers)]
+        self._listening, self._last = True, last
+        try:
+            torch.autograd.grad(f, self.lowest, cotangent, retain_graph=not last, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant=True" not in str(error):
+                raise
+            raise ValueError(
+                "gradient checkpointing with use_reentrant=True takes gradients by backward() alone: turn it off "
+                "(model.gradient_checkpointing_disable()) or set use_reentrant=False"
+            ) from error
+        finally:
+            self._listening = False
+        if unused := [one.name for one in self.watched if one.missing and not one.arrived]:
+            raise ValueError(_UNUSED.format(", ".join(unused)))
+        for one in self.watched:
+            if one.missing:  # some of its outputs do not reach f
+                self._take(one)
+        return torch.stack([torch.stack(norms).double().sum(dim=0) for norms in self._norms], dim=1)
+
+
+def _lowest(root: Node | None, watched: Mapping[Node, Any]) -> list[Node]:
+    """Those of the watched nodes that are reached from the root and have no watched node below them."""
+    reaches: dict[Node, bool] = {}  # node -> whether it, or a node below it, is watched
+    found = []
+    stack = [] if root is None else [(root, False)]
+    while stack:
+        node, children_done = stack.pop()
+        below = [child for child, _ in node.next_functions if child is not None]
+        if children_done:
+            lower = any(reaches[child] for child in below)
+            if node in watched and not lower:
+                found.append(node)
+            reaches[node] = lower or node in watched
+        elif node not in reaches:
+            reaches[node] = False
+            stack.append((node, True))
+            stack.extend((child, False) for child in below if child not in reaches)
+    return found
 
 
 def _differentiable(x: Any) -> bool:
@@ -240,6 +326,16 @@ def _marked(x: Any) -> Any:
     return x
 
 
-def _fragile(x: Any) -> bool:
-    """Leaves, which must not be written into, and views, whose edge an in-place change would move."""
-    return _differentiable(x) and (x.is_leaf or x._is_view())
+def _source(output: Tensor) -> Tensor | None:
+    """The tensor at which to listen for an output that may be written into later: itself, or the base that it shows whole.
+
+    An in-place change of a view moves the view's place in the graph, but comes after its base as that is now. None where
+    there is no such tensor.
+    """
+    if not output.requires_grad or output.is_leaf:
+        return None
+    if not output._is_view():
+        return output
+    base = output._base
+    whole = base is not None and base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous()
+    return base if whole and base is not None and base.requires_grad and not base.is_leaf else None

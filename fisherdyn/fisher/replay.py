@@ -1,53 +1,81 @@
 """The rule for modules that have none: run the module again, one example at a time, and pull its gradient back.
 
 Right for any module that keeps examples apart and has no randomness, at the price of a loop: for the odd module out, not
-for a whole network.
+for a whole network. An example is taken out of the dimension that the module's kind has the batch in, else the first.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_map
 
-from .forward import one_example
+from .forward import call_with
+
+_REMEDY = 'measure it with method="vmap", or with batches of one example'
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: what went in, what came out (where it is kept), and the graph's edges at the output."""
+    """One call of a module: what went in, and what came out where it is kept."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Tensor | None]
-    edges: list[GradientEdge | None]
+    tensors: list[Tensor]
     versions: list[int]
 
     @classmethod
-    def of(
-        cls,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        outputs: list[Any],
-        edges: list[GradientEdge | None],
-        keep_outputs: bool,
-    ) -> Call:
-        kept = [x.detach().clone() if keep_outputs and isinstance(x, Tensor) else None for x in outputs]
-        args, kwargs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (args, kwargs))
-        return cls(args, kwargs, kept, edges, [x._version for x in _tensors(args, kwargs)])
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor | None]) -> Call:
+        args, kwargs = tree_map(_read, (args, kwargs))
+        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        return cls(args, kwargs, outputs, tensors, [x._version for x in tensors])
+
+    @classmethod
+    def of_one(cls, a: Tensor) -> Call:
+        """The call of a module of one input, whose output nobody asks for."""
+        a = a.detach()
+        return cls((a,), {}, [], [a], [a._version])
 
     def changed(self) -> bool:
         """Whether an input was written into since: a detached tensor shares its version with the original."""
-        return self.versions != [x._version for x in _tensors(self.args, self.kwargs)]
+        return self.versions != [x._version for x in self.tensors]
 
 
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    return [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+def _read(x: Any) -> Any:
+    """A parameter stays one: that is how a weight which is passed as an argument is told from a batch."""
+    return x.detach() if isinstance(x, Tensor) and not isinstance(x, nn.Parameter) else x
+
+
+def reader(model: nn.Module, name: str) -> tuple[str, str]:
+    """The module whose call reads a parameter, and the parameter's name there.
+
+    That is the parameter's owner, unless the owner only holds it: a container (ParameterList), a parametrization (weight
+    norm), the output projection of nn.MultiheadAttention. Those are read by the module around them.
+    """
+    path = name.split(".")
+    modules = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
+    parametrized = next(
+        (depth for depth, module in enumerate(modules) if isinstance(module, ParametrizationList)), None
+    )
+    # Above a parametrization's list is the dict of them, and above that the module that has them.
+    depth = len(modules) - 1 if parametrized is None else parametrized - 2
+    while depth > 0 and _only_holds(modules[depth]):
+        depth -= 1
+    return ".".join(path[:depth]), ".".join(path[depth:])
+
+
+def _only_holds(module: nn.Module) -> bool:
+    return type(module).forward is nn.Module.forward or isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def replay(
@@ -57,21 +85,26 @@ def replay(
     wanted: Sequence[str],
     examples: int,
 ) -> dict[str, Tensor]:
-    """Squared norms (examples,) of the module's own parameters `wanted`; gradients of all calls add before squaring.
+    """Squared norms (examples,) of the parameters `wanted`; gradients of all calls add before squaring.
 
     Raises:
-        ValueError: one example alone does not give what it gave in the batch (examples are mixed, or not first).
+        ValueError: an example cannot be run alone, or does not give alone what it gave in the batch (examples are mixed,
+            or are not where they are looked for).
     """
-    weights = {short: getattr(module, short).detach().requires_grad_() for short in wanted}
+    weights = {short: module.get_parameter(short).detach().requires_grad_() for short in wanted}
     found = {short: torch.zeros(examples, dtype=torch.float64, device=w.device) for short, w in weights.items()}
     for i in range(examples):
-        sums = {short: torch.zeros(w.shape, dtype=torch.float64, device=w.device) for short, w in weights.items()}
+        sums = {short: w.new_zeros(w.shape, dtype=_double(w)) for short, w in weights.items()}
         for call, gradients in calls:
             for short, g in zip(weights, _pull_back(name, module, weights, call, gradients, i, examples), strict=True):
                 sums[short] += 0 if g is None else g
         for short, total in sums.items():
-            found[short][i] = total.square().sum()
+            found[short][i] = total.abs().square().sum()
     return found
+
+
+def _double(w: Tensor) -> torch.dtype:
+    return torch.complex128 if w.is_complex() else torch.float64
 
 
 def _pull_back(
@@ -83,25 +116,85 @@ def _pull_back(
     i: int,
     examples: int,
 ) -> Sequence[Tensor | None]:
-    args, kwargs = tree_map(lambda x: one_example(x, i) if _holds(x, examples) else x, (call.args, call.kwargs))
-    outputs = tree_flatten(torch.func.functional_call(module, weights, args, kwargs))[0]
     pairs = []
+    outputs = _run_alone(name, module, weights, call, i, examples)
     for alone, together, d in zip(outputs, call.outputs, gradients, strict=True):
         if d is None or together is None:
             continue
         part, d_part = (_part(x, alone, i, examples) for x in (together, d))
-        if part is None or d_part is None or not torch.allclose(part, alone.to(part), rtol=1e-2, atol=1e-4):
+        if part is None or d_part is None or not same_up_to_rounding(part, alone):
             raise ValueError(
-                f"module {name!r} ({type(module).__name__}, which has no rule) gives another output for an example alone "
-                'than in the batch: measure it with method="vmap"'
+                f"{_what(name, module)} gives another output for an example alone than in the batch; {_REMEDY}"
             )
-        pairs.append((alone, d_part))
+        if alone.requires_grad:
+            pairs.append((alone, d_part.to(alone.dtype)))
+    if not pairs:
+        return [None] * len(weights)
     alone, d_parts = zip(*pairs, strict=True)
     return torch.autograd.grad(alone, list(weights.values()), d_parts, allow_unused=True)
 
 
-def _holds(x: Any, examples: int) -> bool:
-    return isinstance(x, Tensor) and x.ndim > 0 and len(x) == examples
+def _run_alone(
+    name: str, module: nn.Module, weights: dict[str, Tensor], call: Call, i: int, examples: int
+) -> list[Any]:
+    """What the module gives for example i."""
+    if any(isinstance(x, PackedSequence) for x in (*call.args, *call.kwargs.values())):
+        raise ValueError(
+            f"{_what(name, module)} reads a PackedSequence, which has no batch dimension: pad it; {_REMEDY}"
+        )
+    args, kwargs = _one_of(module, call, i, examples)
+    try:
+        with torch.enable_grad():
+            return tree_flatten(call_with(module, weights, args, kwargs))[0]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever the module's own code raises at inputs that it was not written for
+        first_line = f"{error}".partition("\n")[0][:120]
+        raise ValueError(
+            f"{_what(name, module)} cannot be run with one example alone ({first_line}); {_REMEDY}"
+        ) from error
+
+
+def _what(name: str, module: nn.Module) -> str:
+    return f"module {name!r} ({type(module).__name__}, which has no rule)"
+
+
+def _one_of(module: nn.Module, call: Call, i: int, examples: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments with example i alone."""
+    places = _places(module)
+    names = list(inspect.signature(module.forward).parameters) if places else []
+
+    def cut(name: str, x: Any) -> Any:
+        dim, ndim = places.get(name, (0, None))
+        return tree_map(lambda t: _cut(t, dim, ndim, i, examples), x)
+
+    named = zip_longest(names[: len(call.args)], call.args, fillvalue="")
+    return tuple(cut(name, x) for name, x in named), {name: cut(name, x) for name, x in call.kwargs.items()}
+
+
+def _places(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Argument -> the dimension of its batch, and how many dimensions it has where it has one; others: the first, any."""
+    if isinstance(module, nn.RNNBase):
+        return {"input": (0 if module.batch_first else 1, 3), "hx": (1, 3)}
+    if isinstance(module, nn.MultiheadAttention):
+        sequence = (0 if module.batch_first else 1, 3)
+        return {"query": sequence, "key": sequence, "value": sequence, "key_padding_mask": (0, 2), "attn_mask": (0, 3)}
+    return {}
+
+
+def _cut(x: Any, dim: int, ndim: int | None, i: int, examples: int) -> Any:
+    """Example i of an argument, which may have several rows where its place is known; what all examples share, whole."""
+    shared = not isinstance(x, Tensor) or isinstance(x, nn.Parameter) or x.ndim <= dim or ndim not in (None, x.ndim)
+    if shared:
+        return x
+    rows = 1 if ndim is None else max(1, x.shape[dim] // examples)
+    return x.narrow(dim, i * rows, rows) if x.shape[dim] == rows * examples else x
+
+
+def same_up_to_rounding(together: Tensor, alone: Tensor) -> bool:
+    """Whether what an example gives in a batch is what it gives alone: rounding depends on the size of the batch."""
+    tolerance = 5e-2 if together.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    return bool((together - alone).abs().max() <= tolerance * together.abs().max())
 
 
 def _part(x: Tensor, alone: Tensor, i: int, examples: int) -> Tensor | None:

@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, layer_norm, pad, unfold
 
+from ..likelihoods import widened
+
 Norms = dict[str, Tensor]
 """Parameter name (of the module itself) -> (batch,)."""
 
@@ -38,34 +40,57 @@ class Rule:
 
 
 def _square_sum(gradient: Tensor) -> Tensor:
-    return gradient.flatten(1).square().sum(dim=1)
+    flat = gradient.flatten(1)
+    return torch.linalg.vecdot(flat, flat)
 
 
 def outer(module: nn.Module, a: Float[Tensor, "b t g d"], d: Float[Tensor, "b t g p"]) -> Norms:
     """||sum_t d_t a_t^T||^2, summed over groups g, by whichever is cheaper: the Gram matrices or the gradient itself.
 
-    Gram ("ghost norm": Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679) costs 2 T^2 (d + p) and the
-    gradient 2 T d p FLOPs an example; by memory Gram wins iff 2 T^2 <= d p (Bu et al. 2022, arXiv 2205.10683). With one
-    position it is ||a||^2 ||d||^2.
+    Gram ("ghost norm": Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679) costs 2 T^2 (d + p) FLOPs an
+    example and the gradient 2 T d p. By memory Gram wins iff 2 T^2 <= d p (Bu et al. 2022, arXiv 2205.10683); here the
+    FLOPs decide, and chunks bound the memory. With one position it is ||a||^2 ||d||^2.
     """
-    batch, positions, groups = a.shape[:3]
-    bias = _square_sum(d.sum(dim=1))
+    batch, _, groups = a.shape[:3]
+    a, d = _to_the_last_gradient(a, d)
+    positions = a.shape[1]
     if positions == 1:
-        weight = (a.square().sum(dim=3) * d.square().sum(dim=3)).sum(dim=(1, 2))
-        return {"weight": weight, "bias": bias}
+        squares = torch.linalg.vecdot(d, d)
+        weight = torch.linalg.vecdot(a, a) * squares
+        return {"weight": weight.sum(dim=(1, 2)), "bias": squares.sum(dim=(1, 2))}
+    bias = _square_sum(d.sum(dim=1))
     a, d = (x.transpose(1, 2).flatten(0, 1) for x in (a, d))
-    gram, gradient = 2 * positions**2, a.shape[2] * d.shape[2]
-    rows = max(1, BUDGET // min(gram, gradient))
-    weight = torch.cat([_outer_norm(x, y, gram <= gradient) for x, y in zip(a.split(rows), d.split(rows), strict=True)])
+    size_a, size_d = a.shape[2], d.shape[2]
+    by_gram = positions * (size_a + size_d) <= size_a * size_d
+    rows = max(1, BUDGET // (2 * positions**2 if by_gram else size_a * size_d))
+    norm = _by_gram if by_gram else _by_gradient
+    weight = torch.cat([norm(x, y) for x, y in zip(a.split(rows), d.split(rows), strict=True)])
     return {"weight": weight.reshape(batch, groups).sum(dim=1), "bias": bias}
 
 
-def _outer_norm(a: Tensor, d: Tensor, by_gram: bool) -> Tensor:
-    return ((a @ a.mT) * (d @ d.mT)).sum(dim=(1, 2)) if by_gram else _square_sum(d.mT @ a)
+def _by_gram(a: Tensor, d: Tensor) -> Tensor:
+    return torch.linalg.vecdot((a @ a.mT).flatten(1), (d @ d.mT).flatten(1))
+
+
+def _by_gradient(a: Tensor, d: Tensor) -> Tensor:
+    return _square_sum(d.mT @ a)
+
+
+def _to_the_last_gradient(a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the positions that follow the last one with a gradient: padding, or all but the first token in the top block.
+
+    Only where an answer is cheap: asking a GPU would make it wait.
+    """
+    if d.shape[1] == 1 or d.is_cuda or d[:, -1].any():
+        return a, d
+    largest = d.flatten(2).abs().amax(dim=(0, 2))
+    end = int(largest.nonzero().max()) + 1 if largest.any() else 1
+    return a[:, :end], d[:, :end]
 
 
 def elementwise(module: nn.Module, a: Float[Tensor, "b t *n"], d: Float[Tensor, "b t *n"]) -> Norms:
     """A scale and a shift of the normalised input a."""
+    a, d = _to_the_last_gradient(a, d)
     return {"weight": _square_sum((d * a).sum(dim=1)), "bias": _square_sum(d.sum(dim=1))}
 
 
@@ -77,23 +102,18 @@ def lookup(module: nn.Embedding, a: Int[Tensor, "b t"], d: Float[Tensor, "b t p"
     return {"weight": ((d @ d.mT) * same).sum(dim=(1, 2))}
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Half precision becomes float32 before any product or square."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def _features_last(module: nn.Module, x: Tensor) -> Tensor:
-    return _wide(x).reshape(len(x), -1, 1, x.shape[-1])
+    return widened(x).reshape(len(x), -1, 1, x.shape[-1])
 
 
 def _channels_last(module: nn.Module, x: Tensor) -> Tensor:
     """(batch, channels, ...) -> (batch, positions, channels)."""
-    return _wide(x).reshape(len(x), x.shape[1], -1).mT
+    return widened(x).reshape(len(x), x.shape[1], -1).mT
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """What each output position of a convolution sees: (batch, positions, groups, channels of a group x kernel)."""
-    x, padding = _wide(x), module.padding
+    x, padding = widened(x), module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x, padding = pad(x, module._reversed_padding_repeated_twice, mode=mode), (0,) * (x.ndim - 2)
@@ -106,23 +126,23 @@ def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _conv_gradients(module: nn.Conv1d | nn.Conv2d, d: Tensor) -> Tensor:
-    return _wide(d).reshape(len(d), module.groups, module.out_channels // module.groups, -1).permute(0, 3, 1, 2)
+    return widened(d).reshape(len(d), module.groups, module.out_channels // module.groups, -1).permute(0, 3, 1, 2)
 
 
 def _norm_gradients(module: nn.LayerNorm | nn.RMSNorm, d: Tensor) -> Tensor:
-    return _wide(d).reshape(len(d), -1, *module.normalized_shape)
+    return widened(d).reshape(len(d), -1, *module.normalized_shape)
 
 
 def _layer_normalised(module: nn.LayerNorm, a: Tensor) -> Tensor:
-    return _norm_gradients(module, layer_norm(_wide(a), module.normalized_shape, eps=module.eps))
+    return _norm_gradients(module, layer_norm(widened(a), module.normalized_shape, eps=module.eps))
 
 
 def _rms_normalised(module: nn.RMSNorm, a: Tensor) -> Tensor:
-    return _norm_gradients(module, nn.functional.rms_norm(_wide(a), list(module.normalized_shape), eps=module.eps))
+    return _norm_gradients(module, nn.functional.rms_norm(widened(a), list(module.normalized_shape), eps=module.eps))
 
 
 def _group_normalised(module: nn.GroupNorm, a: Tensor) -> Tensor:
-    return _channels_last(module, group_norm(_wide(a), module.num_groups, eps=module.eps))
+    return _channels_last(module, group_norm(widened(a), module.num_groups, eps=module.eps))
 
 
 def _batch_normalised(module: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor) -> Tensor:
@@ -137,7 +157,7 @@ def _tokens(module: nn.Embedding, a: Tensor) -> Tensor:
 
 
 def _vectors(module: nn.Module, d: Tensor) -> Tensor:
-    return _wide(d).reshape(len(d), -1, d.shape[-1])
+    return widened(d).reshape(len(d), -1, d.shape[-1])
 
 
 _LINEAR = Rule(_features_last, _features_last, outer)
@@ -158,7 +178,14 @@ RULES: dict[type[nn.Module], Rule] = {
 
 
 def find_rule(module: nn.Module) -> Rule | None:
-    """The rule of a module's exact type (a subclass may compute something else), or None."""
+    """The rule of a module's exact type, or None.
+
+    None too where the module may compute something else than its type says: a subclass, a `forward` of the instance's own
+    (accelerate's), or a weight that is made from other parameters (weight norm, pruning).
+    """
+    made = {name for name, _ in module.named_parameters(recurse=False)} - {"weight", "bias"}
+    if made or "forward" in vars(module):
+        return None
     if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
         return _LINEAR  # Hugging Face's: a Linear whose weight is stored transposed
     return RULES.get(type(module))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..layers import LayerChoice, Layers, resolve_layers
-from ..likelihoods import LABELS, LIKELIHOODS, Likelihood, find_likelihood
+from ..likelihoods import LABELS, Likelihood
 from . import batch, hooks, vmap
-from .forward import Batch, count_examples, device_of, inputs_of, no_trace, refuse_what_writes
+from .forward import Batch, count_in, device_of, no_trace, refuse_what_writes
+from .measure import Halving, Measure, Reading, Rows
+from .sampling import Importance
+from .sums import Found, Sums, from_all, rank
 
 METHODS = ("hooks", "vmap", "batch", "authors")
+BY_EXAMPLE = METHODS[:2]
+SAMPLING = ("all", "importance")
 FEWEST_TO_STOP_AT = 32
 """Examples below which a standard error is too rough to stop by."""
 
@@ -69,6 +73,7 @@ def fisher_trace(
     num_batches: int | None = None,
     target_se: float | None = None,
     generator: torch.Generator | None = None,
+    sampling: str = "all",
     progress: bool = False,
 ) -> FisherTrace:
     """The trace of the Fisher information of each layer,
@@ -92,22 +97,33 @@ def fisher_trace(
             (torch.func; also tied weights and weights used outside their module; more memory). "batch": the squared
             gradient of the batch under random signs, unbiased, noisier, its standard error over batches. "authors": what
             the paper's code computes, biased, for labels "argmax", "sampled" and "empirical".
-        num_batches: read at most this many; None reads the loader to its end.
+        num_batches: read at most this many (in each process); None reads the loader to its end.
         target_se: stop as soon as every layer's standard error is at most this share of its tr(F), such as 0.05; layers
             that do not get there are named in the result's `imprecise`.
-        generator: of label noise; default: a new one, seeded 0.
-        progress: show a bar.
+        generator: of label noise; default: a new one, seeded with the process's rank (0 where there is one process).
+        sampling: "all" takes the backward pass of every input. "importance": of those that a forward pass picks, weighted
+            back; unbiased, see `fisher.sampling` for its variance and for where it pays.
+        progress: show a bar, with the relative standard error of the worst layer.
 
     Returns:
         FisherTrace. Its standard error is over examples, whose values are taken as independent: it covers the spread over
         inputs and label noise, not the choice of a loader that is not a random sample.
 
+    Several processes (torch.distributed initialised): each brings batches of its own, and all get the same result, that of
+    all batches. Give each generator another seed, or none.
+
     Cost:
         A forward pass and, for each cotangent (exact: C - 1 a softmax, else 1), a backward pass without weight gradients.
+        Memory: as training's, less the weight gradients; where it runs out, half as many examples at a time are measured.
+        Columns of padding on the right are cut where that changes nothing.
+
+    Precision: under autocast or in half precision, gradients are what that gives, their squares are float32 or better, and
+    sums float64.
 
     Raises:
         ValueError: unknown method, labels or layer; no examples; logits or traces that are not finite; a module that the
             method cannot measure, by its name and with the remedy.
+        MemoryError: there is not enough for a single example.
 
     Source: Liu et al. 2023, "FUN with Fisher", Eqn. 1; Kunstner et al. 2019 on why true labels would not do.
     """
@@ -115,36 +131,53 @@ def fisher_trace(
         raise ValueError(f"unknown method={method!r}: choose one of {', '.join(METHODS)}")
     if labels not in LABELS:
         raise ValueError(f"unknown labels={labels!r}: choose one of {', '.join(LABELS)}")
-    if num_batches is not None and num_batches < 1:
-        raise ValueError(f"expected num_batches of at least 1, got {num_batches}")
-    if target_se is not None and not 0 < target_se < 1:
-        raise ValueError(f"expected target_se between 0 and 1, such as 0.05, got {target_se}")
+    if num_batches is not None and not (isinstance(num_batches, int) and num_batches >= 1):
+        raise ValueError(f"expected num_batches of at least 1, got {num_batches!r}")
+    if target_se is not None and not (isinstance(target_se, float) and 0 < target_se < 1):
+        raise ValueError(f"expected target_se between 0 and 1, such as 0.05, got {target_se!r}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"expected a torch.Generator, got {type(generator).__name__}")
+    if sampling not in SAMPLING:
+        raise ValueError(f"unknown sampling={sampling!r}: choose one of {', '.join(SAMPLING)}")
+    if sampling == "importance" and method not in BY_EXAMPLE:
+        raise ValueError(
+            f'sampling="importance" weights single examples, and method={method!r} sees none: choose '
+            f"method={' or '.join(map(repr, BY_EXAMPLE))}"
+        )
     device = device_of(model)
     refuse_what_writes(model)
     chosen = resolve_layers(model, layers)
-    generator = generator or torch.Generator().manual_seed(0)
-    reading = _Reading(model, likelihood)
+    reading = Reading(model, likelihood)
+    if generator is None:
+        generator = torch.Generator().manual_seed(rank())
     estimate = _estimator(method, labels, generator)
-    sums = _Sums()
-    with no_trace(model, loader), tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=not progress) as bar:
-        for one in _batches(loader):
-            args, kwargs = inputs_of(one, device)
-
-            examples = count_examples(args, kwargs)
-
-            def cotangents(f: Tensor, one: Batch = one, examples: int = examples) -> Iterable[Tensor]:
-                assert reading.likelihood is not None
-                reading.likelihood.check(f, examples)
-                return reading.likelihood.cotangents(f, labels, generator, one)
-
-            sums.add(estimate(model, args, kwargs, chosen, reading, cotangents).cpu(), examples)
+    measure = Measure(model, chosen, reading, estimate, labels, generator, device)
+    rows: Rows = Halving(measure) if method in BY_EXAMPLE else measure
+    if sampling == "importance":
+        rows = Importance(measure, rows)
+    sums = Sums()
+    hidden = not progress or rank() > 0
+    with no_trace(model, loader), tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=hidden) as bar:
+        for together in from_all(_found(rows, loader, num_batches)):
+            for one in together:
+                sums.add(*one)
             bar.update()
-            if progress:
-                bar.set_postfix_str(f"largest relative error {sums.relative_error().max():.1%}", refresh=False)
-            precise = target_se is not None and sums.examples >= FEWEST_TO_STOP_AT and sums.within(target_se).all()
-            if precise or sums.batches == num_batches:
+            if not hidden:
+                bar.set_postfix_str(_progress(chosen, sums), refresh=False)
+            if target_se is not None and sums.examples >= FEWEST_TO_STOP_AT and sums.within(target_se).all():
                 break
-    return _summary(model, chosen, sums, target_se, f"{method}/{labels}", reading.name)
+    how = f"{method}/{labels}" + ("" if sampling == "all" else f"/{sampling}")
+    return _summary(model, chosen, sums, target_se, how, reading.name)
+
+
+def _found(rows: Rows, loader: Iterable[Batch], num_batches: int | None) -> Iterator[Found]:
+    for one in islice(_batches(loader), num_batches):
+        yield rows(one).cpu(), count_in(one)
+
+
+def _progress(layers: Layers, sums: Sums) -> str:
+    error, worst = sums.relative_error().max(dim=0)
+    return f"largest relative error {error:.1%} ({list(layers)[int(worst)]})"
 
 
 def _estimator(method: str, labels: str, generator: torch.Generator) -> Callable[..., Tensor]:
@@ -163,62 +196,10 @@ def _estimator(method: str, labels: str, generator: torch.Generator) -> Callable
     return functions[method]
 
 
-class _Sums:
-    """Values as they come, one row an example or one a batch, each row with the number of examples that it stands for."""
-
-    def __init__(self) -> None:
-        self.rows: list[Tensor] = []
-        self.weights: list[Tensor] = []
-        self.batches = 0
-
-    def add(self, rows: Tensor, examples: int) -> None:
-        self.rows.append(rows)
-        self.weights.append(torch.full((len(rows),), examples / len(rows), dtype=torch.float64))
-        self.batches += 1
-
-    @property
-    def examples(self) -> int:
-        return round(float(sum(w.sum() for w in self.weights)))
-
-    def mean_and_error(self) -> tuple[Tensor, Tensor]:
-        """Weighted mean over rows and its standard error: sd / sqrt(n) where all rows stand for one example."""
-        values, weights = torch.cat(self.rows), torch.cat(self.weights)[:, None]
-        mean = (weights * values).sum(dim=0) / weights.sum()
-        n = len(values)
-        spread = (weights * (values - mean)).square().sum(dim=0).sqrt() / weights.sum()
-        return mean, spread * math.sqrt(n / (n - 1)) if n > 1 else torch.full_like(mean, math.nan)
-
-    def relative_error(self) -> Tensor:
-        """Standard error over estimate; infinite where there is none yet, 0 where tr(F) is 0 in every example."""
-        mean, se = self.mean_and_error()
-        return torch.where(mean == 0, 0.0, (se / mean).nan_to_num(nan=math.inf))
-
-    def within(self, target: float) -> Tensor:
-        return self.relative_error() <= target
-
-
-class _Reading:
-    """A model's output -> the tensor f that its likelihood reads; where none is given, the first output says which."""
-
-    def __init__(self, model: nn.Module, likelihood: Likelihood | str | None) -> None:
-        if isinstance(likelihood, str):
-            if likelihood not in LIKELIHOODS:
-                raise ValueError(f"unknown likelihood={likelihood!r}: choose one of {', '.join(LIKELIHOODS)}")
-            likelihood = LIKELIHOODS[likelihood]()
-        self.model, self.likelihood = model, likelihood
-
-    def __call__(self, output: Any) -> Tensor:
-        if self.likelihood is None:
-            self.likelihood = find_likelihood(self.model, output)
-        return self.likelihood.outputs(output)
-
-    @property
-    def name(self) -> str:
-        return self.likelihood.name if self.likelihood is not None else ""
-
-
 def _batches(loader: Iterable[Batch]) -> Iterable[Batch]:
     """The loader's batches; a single batch in its place is refused."""
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"expected a loader, that is batches, got {type(loader).__name__}")
     one = isinstance(loader, Mapping) and any(isinstance(value, Tensor) for value in loader.values())
     if isinstance(loader, Tensor) or one:
         raise ValueError("expected a loader, that is batches, got a single batch: wrap it as [batch]")
@@ -228,18 +209,21 @@ def _batches(loader: Iterable[Batch]) -> Iterable[Batch]:
 def _summary(
     model: nn.Module,
     layers: Layers,
-    sums: _Sums,
+    sums: Sums,
     target_se: float | None,
     estimator: str,
     likelihood: str,
 ) -> FisherTrace:
     if not sums.rows:
         raise ValueError("the loader gave no batch: expected at least one (a generator can be read only once)")
-    values = torch.cat(sums.rows)
+    values = sums.values
     names = tuple(layers)
     if not torch.isfinite(values).all():
         bad = [name for name, ok in zip(names, torch.isfinite(values).all(dim=0).tolist(), strict=True) if not ok]
-        raise ValueError(f"tr(F) is not finite in layer(s) {', '.join(bad)}: gradients overflow there")
+        raise ValueError(
+            f"tr(F) is not finite in layer(s) {', '.join(bad)}: gradients overflow there; measure in bfloat16 or float32, "
+            "or look at the inputs"
+        )
     trace, se = sums.mean_and_error()
     within = sums.within(target_se).tolist() if target_se is not None else [True] * len(names)
     parameters = [[model.get_parameter(name) for name in group] for group in layers.values()]

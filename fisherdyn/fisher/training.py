@@ -23,8 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..layers import Layers
 from .forward import count_examples
-from .hooks import _owners
-from .rules import find_rule
+from .hooks import Watched, _side_by_side, _watched
 
 LEAVE_OUT = "leave its layer out with layers="
 
@@ -60,12 +59,11 @@ class TrainingPass:
 
     def __init__(self, model: nn.Module, layers: Layers) -> None:
         self.model, self.layers = model, layers
-        self.owners = _owners(model, layers)
-        self.modules = {name: model.get_submodule(name) for name in self.owners}
-        for name, module in self.modules.items():
-            if find_rule(module) is None:
+        self.watched = _watched(model, layers)
+        for one in self.watched:
+            if one.rule is None:
                 raise ValueError(
-                    f"module {name!r} ({type(module).__name__}) has no rule, so the training pass does not give its "
+                    f"module {one.name!r} ({type(one.module).__name__}) has no rule, so the training pass does not give its "
                     f"per-example gradients: {LEAVE_OUT}"
                 )
         for name, module in model.named_modules():
@@ -82,10 +80,9 @@ class TrainingPass:
         self.stop()
         self._passes = []
         self._handles = [self.model.register_forward_pre_hook(self._open, with_kwargs=True, prepend=True)]
-        for name, module in self.modules.items():
-            self._handles.append(
-                module.register_forward_hook(partial(self._watch, name), with_kwargs=True, prepend=True)
-            )
+        for one in self.watched:
+            watch = partial(self._watch, one.name)
+            self._handles.append(one.module.register_forward_hook(watch, with_kwargs=True, prepend=True))
 
     def stop(self) -> None:
         for handle in self._handles:
@@ -136,32 +133,25 @@ class TrainingPass:
         return torch.cat([self._norms(p) for p in passes]) * examples**2
 
     def _norms(self, one: _Pass) -> Tensor:
-        place = {name: i for i, names in enumerate(self.layers.values()) for name in names}
         device = next(calls[0].a.device for calls in one.calls.values())
         total = torch.zeros(one.examples, len(self.layers), dtype=torch.float64, device=device)
-        for name, module in self.modules.items():
-            found = self._module_norms(name, module, one)
-            for short in self.owners[name]:
-                total[:, place[f"{name}.{short}".lstrip(".")]] += torch.nan if found is None else found[short]
+        for watched in self.watched:
+            found = _module_norms(watched, one)
+            for short, layer in watched.wanted.items():
+                total[:, layer] += torch.nan if found is None else found[short]
         return total
 
-    def _module_norms(self, name: str, module: nn.Module, one: _Pass) -> dict[str, Tensor] | None:
-        calls = one.calls.get(name, [])
-        if not calls or name in one.closed:
-            return None
-        rule = find_rule(module)
-        assert rule is not None
-        inputs, gradients = [], []
-        for call in calls:
-            if call.d is None or call.a._version != call.version:
-                raise ValueError(
-                    f"module {name!r}: its input or output is changed in place, or does not reach the loss: {LEAVE_OUT}"
-                )
-            inputs.append(_by_example(rule.inputs(module, call.a), one.examples))
-            gradients.append(_by_example(rule.gradients(module, call.d), one.examples))
-        return rule.norms(module, torch.cat(inputs, dim=1), torch.cat(gradients, dim=1))
 
-
-def _by_example(x: Tensor, examples: int) -> Tensor:
-    """(rows, positions, ...) -> (examples, positions of all its rows, ...)."""
-    return x.reshape(examples, -1, *x.shape[2:])
+def _module_norms(watched: Watched, one: _Pass) -> dict[str, Tensor] | None:
+    calls, rule = one.calls.get(watched.name, []), watched.rule
+    if not calls or rule is None or watched.name in one.closed:
+        return None
+    inputs, gradients = [], []
+    for call in calls:
+        if call.d is None or call.a._version != call.version:
+            raise ValueError(
+                f"module {watched.name!r}: its input or output is changed in place, or does not reach the loss: {LEAVE_OUT}"
+            )
+        inputs.append(rule.inputs(watched.module, call.a))
+        gradients.append(rule.gradients(watched.module, call.d))
+    return rule.norms(watched.module, _side_by_side(inputs, one.examples), _side_by_side(gradients, one.examples))

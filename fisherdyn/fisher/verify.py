@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from ..layers import LayerChoice, resolve_layers
 from ..likelihoods import Likelihood
-from .forward import Batch
+from .alone import left_to_the_caller
+from .forward import Batch, rows_of
 from .trace import fisher_trace
 
 
@@ -64,19 +63,11 @@ def verify(
     Raises:
         ValueError: as `fisher_trace`.
     """
-    few = _first(batch, examples)
+    few = rows_of(batch, range(examples))
     chosen = resolve_layers(model, layers)
-    found = fisher_trace(model, [few], layers=chosen, likelihood=likelihood, labels="exact", method=method)
-    singles = [_first(few, 1, start=i) for i in range(found.examples)]
+    with left_to_the_caller():
+        found = fisher_trace(model, [few], layers=chosen, likelihood=likelihood, labels="exact", method=method)
+    singles = [rows_of(few, range(i, i + 1)) for i in range(found.examples)]
     # With a single example the signed gradient of the batch is that example's gradient, whatever its sign.
     expected = fisher_trace(model, singles, layers=chosen, likelihood=likelihood, labels="exact", method="batch")
     return Verification(found.layers, expected.trace, found.trace, tolerance)
-
-
-def _first(batch: Batch, n: int, start: int = 0) -> Batch:
-    def cut(x: Any) -> Any:
-        return x[start : start + n] if isinstance(x, Tensor) and x.ndim > 0 else x
-
-    if isinstance(batch, Mapping):
-        return {key: cut(value) for key, value in batch.items()}
-    return type(batch)(map(cut, batch)) if isinstance(batch, tuple | list) else cut(batch)

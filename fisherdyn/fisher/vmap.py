@@ -5,7 +5,7 @@ gradients, not the whole batch's, are alive at a time. Unbiased given the cotang
 (chunk x parameters) numbers of memory.
 
 Models whose forward pass branches on data (HF's SDPA attention with a 2-D mask) cannot be mapped: load them with
-attn_implementation="eager".
+attn_implementation="eager". Neither can recurrent layers, checkpointing and custom autograd functions: they are refused.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..layers import Layers
 from .forward import call_with, count_examples
+from .replay import same_up_to_rounding
 
 CHUNK = 8
 
@@ -34,34 +35,44 @@ def squared_norms(
     """sum over c of ||J_l^T c||^2 for each example and layer: (examples, layers). As `hooks.squared_norms`."""
     count_examples(args, kwargs)
     with torch.no_grad():
-        columns = torch.stack(list(cotangents(outputs(model(*args, **kwargs)))), dim=1)
+        together = outputs(model(*args, **kwargs))
+        columns = torch.stack(list(cotangents(together)), dim=1).to(together.dtype)
     wanted = {name: model.get_parameter(name).detach() for names in layers.values() for name in names}
 
-    def one_example(args: tuple[Tensor, ...], kwargs: dict[str, Any], columns: Tensor) -> Tensor:
+    batched = {key: 0 if isinstance(v, Tensor) and v.ndim > 0 else None for key, v in kwargs.items()}
+
+    def one_example(args: tuple[Tensor, ...], kwargs: dict[str, Any], columns: Tensor) -> tuple[Tensor, Tensor]:
         def logits(weights: dict[str, Tensor]) -> Tensor:
-            one = {key: v[None] if isinstance(v, Tensor) else v for key, v in kwargs.items()}
+            one = {key: v[None] if batched[key] == 0 else v for key, v in kwargs.items()}
             output = call_with(model, weights, tuple(x[None] for x in args), one)
             return outputs(output)[0]
 
-        pull_back = torch.func.vjp(logits, wanted)[1]
+        alone, pull_back = torch.func.vjp(logits, wanted)[:2]
         total = torch.zeros(len(layers), dtype=torch.float64, device=columns.device)
         for column in columns:
             gradient = pull_back(column)[0]
-            sums = [sum(gradient[name].double().square().sum() for name in names) for names in layers.values()]
+            sums = [sum(gradient[name].abs().double().square().sum() for name in names) for names in layers.values()]
             total = total + torch.stack(sums)
-        return total
+        return total, alone
 
-    batched = {key: 0 if isinstance(v, Tensor) else None for key, v in kwargs.items()}
     # The outer level only: torch.func differentiates on a level of its own.
     with torch.no_grad(), warnings.catch_warnings():
         # Some operations are mapped one example at a time: slower, and no less right.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         try:
-            return torch.func.vmap(one_example, in_dims=(0, batched, 0), chunk_size=CHUNK)(args, dict(kwargs), columns)
-        except RuntimeError as error:
-            if "vmap" not in str(error):
-                raise
+            mapped = torch.func.vmap(one_example, in_dims=(0, batched, 0), chunk_size=CHUNK)
+            norms, alone = mapped(args, dict(kwargs), columns)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the forward pass above went through: it is torch.func that cannot
             raise ValueError(
-                f"torch.func cannot map {type(model).__name__}, whose forward pass depends on its data: load it with "
-                f'attn_implementation="eager", or use method="hooks" ({str(error).splitlines()[0][:120]})'
+                f"torch.func cannot map {type(model).__name__} ({str(error).splitlines()[0][:120]}): for Hugging Face's "
+                'attention load it with attn_implementation="eager"; else use method="hooks", or method="batch" with '
+                "batches of one example, which is plain autograd"
             ) from error
+    if not same_up_to_rounding(together, alone):
+        raise ValueError(
+            f"{type(model).__name__} gives other logits for an example alone than in a batch: it mixes examples (statistics "
+            "of the batch, attention between examples), and a gradient of one example does not exist"
+        )
+    return norms

@@ -1,0 +1,67 @@
+"""Where a run led: its result, transfer, and footnote 9's groups; and runs as a table of schedules and seeds."""
+
+from __future__ import annotations
+
+import math
+
+import xarray as xr
+
+from .curves import learning_curve
+from .shape import shape
+
+FINAL = 0.75
+"""Evaluations from this share of the run on count as its result: single checkpoints swing too much."""
+GROUP_WIDTH = 0.01
+"""Footnote 9: runs within one point of the best ungrouped one are a group."""
+
+
+def result(ds: xr.Dataset, variable: str = "metric") -> xr.DataArray:
+    """A metric averaged over the evaluations of the last quarter of the run (`FINAL`)."""
+    axis = "eval_step" if "eval_step" in ds[variable].dims else "step"
+    late = ds[axis] >= FINAL * ds[axis].max()
+    return ds[variable].where(late, drop=True).mean(axis, keep_attrs=True)
+
+
+def transfer(ds: xr.Dataset) -> xr.DataArray:
+    """Mean accuracy over the targets (the source is not among them), of the last quarter: (run,)."""
+    found = result(ds).mean("target")
+    found.attrs = {"long_name": "mean transfer over target languages", "units": "1"}
+    return found
+
+
+def summarise(ds: xr.Dataset) -> xr.Dataset:
+    """What a run comes to, over run: source, transfer, each target, and all of `shape`."""
+    results = {"source": result(ds, "source_metric"), "transfer": transfer(ds), "target_result": result(ds)}
+    return xr.Dataset({**results, **shape(learning_curve(ds))})
+
+
+def groups(transfer_of: dict[str, float], within: float = GROUP_WIDTH) -> list[list[str]]:
+    """Footnote 9: sort by transfer, take the best ungrouped one, and group with it all that are at most `within` below.
+
+    Raises:
+        ValueError: a transfer that is NaN.
+    """
+    if unknown := [name for name, value in transfer_of.items() if math.isnan(value)]:
+        raise ValueError(f"expected a transfer for each schedule, got NaN for {', '.join(unknown)}")
+    left = sorted(transfer_of, key=lambda name: -transfer_of[name])
+    found = []
+    while left:
+        best = transfer_of[left[0]]
+        found.append([name for name in left if best - transfer_of[name] <= within + 1e-12])
+        left = left[len(found[-1]) :]
+    return found
+
+
+def by_schedule(values: xr.DataArray) -> xr.DataArray:
+    """(run, ...) with coordinates schedule and seed -> (schedule, seed, ...), of the seeds that every schedule has.
+
+    Raises:
+        ValueError: no seed is complete.
+    """
+    order = list(dict.fromkeys(values["schedule"].values.tolist()))
+    present = xr.ones_like(values["seed"], dtype=int).set_index(run=["schedule", "seed"]).unstack("run", fill_value=0)
+    complete = present["seed"].values[present.all("schedule").values]
+    if not len(complete):
+        raise ValueError("no seed has a run of every schedule: finish the sweep, or select schedules that have one")
+    table = values.set_index(run=["schedule", "seed"]).unstack("run")
+    return table.reindex(schedule=order, seed=complete).transpose("schedule", "seed", ...)

@@ -1,0 +1,108 @@
+"""The check that no architecture escapes: one example of the first batch, alone, by plain autograd.
+
+Hooks read a per-example gradient off the rows of what modules see. That is wrong, without a sign of it, where a model
+mixes examples, orders their rows otherwise, or uses a weight outside its module's call. So the first time that a model is
+measured, its last example is run alone and differentiated in the weights themselves, and must have the norms that its rows
+were given. Cost: one plain forward and backward pass of one example, once for a model and the way its modules are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import Layers
+from .forward import call_with, one_example
+
+USE_VMAP = 'measure it with method="vmap"'
+
+_CHECKED: WeakKeyDictionary[nn.Module, set[Hashable]] = WeakKeyDictionary()
+"""Model -> the ways of calling its modules that were found right."""
+
+_left_to_the_caller = False
+
+
+@contextmanager
+def left_to_the_caller() -> Iterator[None]:
+    """No check inside: for `verify`, which compares for itself and shows what it finds."""
+    global _left_to_the_caller
+    before, _left_to_the_caller = _left_to_the_caller, True
+    try:
+        yield
+    finally:
+        _left_to_the_caller = before
+
+
+class Alone:
+    """The check of one model and batch.
+
+    Args:
+        model, args, kwargs: as for the estimator.
+        layers: layer -> its parameters.
+        outputs: what the model returns -> f.
+        way: which modules were called, how often, and with how many dimensions: what is right once is right again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Tensor, ...],
+        kwargs: Mapping[str, Any],
+        layers: Layers,
+        outputs: Callable[[Any], Tensor],
+        way: Hashable,
+    ) -> None:
+        self.model, self.args, self.kwargs, self.layers, self.outputs = model, args, kwargs, layers, outputs
+        self.way = (way, tuple(layers.items()))
+        self.needed = not _left_to_the_caller and self.way not in _CHECKED.setdefault(model, set())
+
+    def check(self, cotangent: Tensor, norms: Tensor) -> None:
+        """Compares the last example's row of `norms` (examples, layers) with what the example gives alone.
+
+        Raises:
+            ValueError: they differ; names the layers.
+        """
+        last = len(norms) - 1
+        truth = self._norms(last, cotangent[last:])
+        found = norms[last]
+        # An example alone is rounded otherwise than in a batch, and where gradients cancel there is nothing but rounding.
+        share = 0.1 if cotangent.dtype in (torch.float16, torch.bfloat16) else 1e-2
+        rounding = min((100 * torch.finfo(cotangent.dtype).eps) ** 2, 1e-6)
+        off = (found - truth).abs() > share * truth + 1e-2 * share * truth.max() + rounding
+        if bool(off.any()):
+            wrong = [name for name, is_off in zip(self.layers, off.tolist(), strict=True) if is_off]
+            raise ValueError(
+                f"layer(s) {', '.join(wrong)}: one example alone has another gradient than its rows in the batch give. "
+                "Either modules see something else than one example after the other, or the model mixes examples, or it "
+                "uses a weight outside its own module's call, as F.linear(x, layer.weight) does; "
+                f"{USE_VMAP}, which is right for the first and the last"
+            )
+        _CHECKED[self.model].add(self.way)
+
+    def _norms(self, i: int, cotangent: Tensor) -> Tensor:
+        """(layers,): ||J_l^T c||^2 of example i."""
+        names = [name for names in self.layers.values() for name in names]
+        weights = {name: self.model.get_parameter(name).detach().requires_grad_() for name in names}
+        kwargs = {key: one_example(x, i) for key, x in self.kwargs.items()}
+        before = _random_states(cotangent.device)
+        f = self.outputs(call_with(self.model, weights, tuple(one_example(x, i) for x in self.args), kwargs))
+        if any(not torch.equal(x, y) for x, y in zip(before, _random_states(cotangent.device), strict=True)):
+            raise ValueError(
+                "the model draws random numbers in evaluation mode (a dropout with training=True?): every reading would be "
+                "of another model"
+            )
+        gradients = torch.autograd.grad(f, list(weights.values()), cotangent, allow_unused=True)
+        norms = [0.0 if g is None else g.abs().double().square().sum() for g in gradients]
+        found = iter(norms)
+        return torch.stack(
+            [torch.as_tensor(sum(next(found) for _ in own), device=f.device) for own in self.layers.values()]
+        )
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]

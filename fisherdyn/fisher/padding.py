@@ -1,0 +1,46 @@
+"""Columns that only hold padding cost as much as others and change nothing: they are cut before a batch is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..likelihoods import IGNORED, Categorical, CausalLM, Choice, Likelihood, Token, labels_in
+from .forward import Batch
+
+
+def without_padding(batch: Batch, model: nn.Module, likelihood: Likelihood | None) -> Batch:
+    """A Hugging Face batch without the columns on the right that no example attends to; any other as it is.
+
+    The numbers stay exactly the same, so it is done only where that is certain: the model is configured as Hugging Face's
+    are and mixes no neighbours (convolutions would see the padding), and its logits are one row an example, or a row a token
+    that counts only where label or mask says so. A span's softmax runs over the padding too.
+    """
+    mask, ids = (batch.get(key) if isinstance(batch, Mapping) else None for key in ("attention_mask", "input_ids"))
+    if not (isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.shape == ids.shape and ids.ndim >= 2):
+        return batch
+    if not _changes_nothing(model, likelihood):
+        return batch
+    counted, labels = mask != 0, labels_in(batch)
+    if labels is not None and labels.shape == mask.shape:
+        counted = counted | (labels != IGNORED)
+    used = counted.flatten(0, -2).any(dim=0).nonzero()
+    end = int(used[-1]) + 1 if len(used) else ids.shape[-1]
+    if end == ids.shape[-1]:
+        return batch
+    return {
+        name: x[(slice(None),) * (ids.ndim - 1) + (slice(end),)] if _by_token(x, ids) else x
+        for name, x in batch.items()
+    }
+
+
+def _by_token(x: Any, ids: Tensor) -> bool:
+    return isinstance(x, Tensor) and x.shape[: ids.ndim] == ids.shape
+
+
+def _changes_nothing(model: nn.Module, likelihood: Likelihood | None) -> bool:
+    configured = hasattr(getattr(model, "config", None), "model_type")
+    mixes = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+    return type(likelihood) in (Categorical, Choice, Token, CausalLM) and configured and not mixes

@@ -1,0 +1,44 @@
+"""Sweeps as they come: a NetCDF file, a sweep's folder that may still be growing, or its zarr store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+NEEDED = ("fisher_trace", "trainable", "selected", "source_metric", "metric", "schedule", "seed", "distance")
+"""What a sweep's record has and these figures are drawn from."""
+
+
+def read(path: Path) -> xr.Dataset:
+    """A sweep's finished runs, in memory.
+
+    Raises:
+        ValueError: not there, not readable, or not a sweep's record; the message says which.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        with _open(path) as opened:
+            ds = opened.load()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a record that can be read ({str(error).splitlines()[0]})") from error
+    if missing := [name for name in NEEDED if name not in ds.variables]:
+        raise ValueError(f"{path}: not the record of a sweep: it has no {', '.join(missing)}")
+    if "status" in ds:
+        ds = ds.isel(run=np.flatnonzero(ds["status"].values == 1))
+    if not ds.sizes["run"]:
+        raise ValueError(f"{path}: no run is finished yet")
+    return ds
+
+
+def _open(path: Path) -> xr.Dataset:
+    if not path.is_dir():
+        return xr.open_dataset(path)
+    return xr.open_zarr(path / "runs.zarr" if (path / "runs.zarr").exists() else path, consolidated=False)
+
+
+def schedules(ds: xr.Dataset) -> list[str]:
+    """The schedules that a sweep has runs of, in its order."""
+    return list(dict.fromkeys(ds["schedule"].values.tolist()))

@@ -1,0 +1,220 @@
+"""The paper's tables as Markdown and LaTeX, with what a sweep gives beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from fisherdyn import analysis, plots
+
+from . import published
+from .stores import schedules
+
+MODELS = ("mBERT", "XLM-R", "mDeBERTa")
+METHODS = {"standard": "", "random": " + Rand", "GU": " + GU", "FUN": " + FUN", "reverse": " + GU (rev)"}
+COMPARED = {
+    2: ("standard", "random", "GU (top-down)", "LPFT", "FUN", "reverse", "full fine-tuning"),
+    11: ("GU (top-down)", "reverse"),
+}
+"""Tables that a sweep may have rows for, and the methods in them, as `plots.label` names them."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows under one header; the best and second-best of the last column may be marked."""
+
+    header: list[str]
+    rows: list[list[str]]
+    rank: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables: blocks under each other, and what is odd about it."""
+
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def build(number: int, ds: xr.Dataset | None = None) -> Table:
+    """Table `number` of the paper, with a sweep's methods below it if one is given.
+
+    Raises:
+        ValueError: the sweep has not the methods that the table compares.
+    """
+    found = published.table("languages" if number == 6 else f"table{number}")
+    ours = [] if ds is None else [_ours(ds, COMPARED[number])]
+    return Table(TITLES[number], _BLOCKS[number](found) + ours, _notes(found))
+
+
+TITLES = {
+    1: "Transfer with small sets of training data (mean over target languages)",
+    2: "Zero-shot transfer on four data sets",
+    3: "Hyperparameters of the main experiments",
+    4: "Hyperparameters with small sets of training data",
+    5: "Data sets",
+    6: "Languages",
+    7: "Full fine-tuning (mean over target languages)",
+    8: "Zero-shot transfer, MLQA and XQuAD",
+    9: "Zero-shot transfer, XCOPA",
+    10: "Zero-shot transfer, XNLI",
+    11: "Gradual unfreezing in reverse order",
+    12: "Transfer with small sets of training data, with FUN",
+    13: "mDeBERTa: zero-shot transfer, MLQA and XQuAD",
+    14: "mDeBERTa: zero-shot transfer, XCOPA",
+    15: "mDeBERTa: zero-shot transfer, XNLI",
+}
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    """A value and its ±, or F1 / EM with theirs."""
+    if rows.empty:
+        return "-"
+    order = [metric for metric in ("F1", "EM", "accuracy") if metric in set(rows["metric"])]
+    return " / ".join(_number(rows[rows["metric"] == metric].iloc[0]) for metric in order)
+
+
+def _number(row: pd.Series) -> str:
+    return f"{row['value']:.2f}" + ("" if np.isnan(row["plus_minus"]) else f" ± {row['plus_minus']:.2f}")
+
+
+def _rows(found: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    """Model and method as the paper names them -> its numbers, in the paper's order."""
+    for model in MODELS:
+        for method, suffix in METHODS.items():
+            one = found[(found["model"] == model) & (found["method"] == method)]
+            if not one.empty:
+                yield model + suffix, one
+
+
+def _units(rows: pd.DataFrame) -> str:
+    metrics = [metric for metric in ("F1", "EM", "accuracy") if metric in set(rows["metric"])]
+    return f"{' / '.join(metrics)}, %"
+
+
+def _by_language(found: pd.DataFrame) -> list[Block]:
+    blocks = []
+    for dataset, part in found.groupby("dataset", sort=False):
+        languages = list(dict.fromkeys(part["language"]))
+        header = [f"{dataset} ({_units(part)})", *(code.capitalize() for code in languages)]
+        rows = [[name, *(_cell(one[one["language"] == code]) for code in languages)] for name, one in _rows(part)]
+        blocks.append(Block(header, rows))
+    return blocks
+
+
+def _by_size(found: pd.DataFrame) -> list[Block]:
+    blocks = []
+    for dataset, part in found.groupby("dataset", sort=False):
+        sizes = list(dict.fromkeys(part["train_examples"]))
+        header = [f"{dataset} ({_units(part)})", *(f"{int(size) // 1000}K" for size in sizes)]
+        rows = [[name, *(_cell(one[one["train_examples"] == size]) for size in sizes)] for name, one in _rows(part)]
+        blocks.append(Block(header, rows))
+    return blocks
+
+
+def _by_lowest(found: pd.DataFrame) -> list[Block]:
+    blocks = []
+    for (dataset, model), part in found.groupby(["dataset", "model"], sort=False):
+        (low,) = set(part["language"]) - {"en", "average"}
+        header = [f"{dataset}, {model} ({_units(part)})", "En", f"Lowest ({low.capitalize()})", "Average"]
+        rows = [
+            [name, *(_cell(one[one["language"] == code]) for code in ("en", low, "average"))]
+            for name, one in _rows(part)
+        ]
+        blocks.append(Block(header, rows, rank=True))
+    return blocks
+
+
+def _full(found: pd.DataFrame) -> list[Block]:
+    header = ["Model", *(f"{dataset} ({published.METRIC[dataset]}, %)" for dataset in published.DATASETS)]
+    rows = [
+        [model, *(_cell(part[part["dataset"] == dataset]) for dataset in published.DATASETS)]
+        for model, part in found.groupby("model", sort=False)
+    ]
+    return [Block(header, rows)]
+
+
+def _plain(found: pd.DataFrame) -> list[Block]:
+    columns = [column for column in found.columns if column not in ("source", "note")]
+    header = [column.replace("_", " ") for column in columns]
+    return [Block(header, [[str(value) or "-" for value in row] for row in found[columns].values.tolist()])]
+
+
+_BLOCKS = {
+    1: _by_size, 2: _by_lowest, 3: _plain, 4: _plain, 5: _plain, 6: _plain, 7: _full, 8: _by_language, 9: _by_language,
+    10: _by_language, 11: _by_language, 12: _by_size, 13: _by_language, 14: _by_language, 15: _by_language,
+}  # fmt: skip
+
+
+def _ours(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
+    """A sweep's methods as Table 2 has them: source, the target that is lowest in the first, average and 95 %."""
+    names = sorted((n for n in schedules(ds) if plots.label(n) in methods), key=lambda n: methods.index(plots.label(n)))
+    if len(names) < 2:
+        raise ValueError(f"no two of {', '.join(methods)}, only {', '.join(schedules(ds))}")
+    found = analysis.summarise(ds.isel(run=np.flatnonzero(np.isin(ds["schedule"].values, names))))
+    by = {name: 100 * analysis.by_schedule(found[name]) for name in ("source", "transfer", "target_result")}
+    seeds = by["transfer"].sizes["seed"]
+    low = by["target_result"].sel(schedule=names[0]).mean("seed").idxmin("target").item()
+    rows = []
+    for name in names:
+        one = {key: table.sel(schedule=name) for key, table in by.items()}
+        mean = analysis.mean_interval(one["transfer"].values)
+        spread = f" ± {mean.half:.1f}" if mean.n > 1 else ""
+        lowest = float(one["target_result"].sel(target=low).mean())
+        rows.append(
+            [plots.label(name), f"{float(one['source'].mean()):.1f}", f"{lowest:.1f}", f"{mean.estimate:.1f}{spread}"]
+        )
+    title = f"Ours: {ds.attrs.get('task', 'sweep')} (accuracy, %; ± 95 %, {seeds} seed{'s' if seeds > 1 else ''})"
+    return Block([title, "Source", f"Lowest ({low})", "Average"], rows, rank=True)
+
+
+def _notes(found: pd.DataFrame) -> list[str]:
+    known = published.table("notes").set_index("note")["what"]
+    return [known[name] for name in dict.fromkeys(found["note"]) if name]
+
+
+def markdown(table: Table) -> str:
+    """With the best average bold and the second-best in italics, where the paper marks them."""
+    parts = [f"**{table.title}**"]
+    for block in table.blocks:
+        marked = _marked(block, "**{}**", "*{}*")
+        rule = ["---", *["---:"] * (len(block.header) - 1)]
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in (block.header, rule, *marked)))
+    parts += [f"Note: {note}" for note in table.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(table: Table) -> str:
+    """A tabular (packages booktabs and ulem) for each block, the best average bold, the second-best underlined."""
+    parts = [f"% {table.title}"]
+    for block in table.blocks:
+        marked = _marked(block, "\\textbf{{{}}}", "\\uline{{{}}}", escape=_escape)
+        head = " & ".join(_escape(cell) for cell in block.header)
+        body = "\n".join(f"{' & '.join(row)} \\\\" for row in marked)
+        columns = "l" + "r" * (len(block.header) - 1)
+        parts.append(
+            f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}"
+        )
+    parts += [f"% Note: {note}" for note in table.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def _marked(block: Block, best: str, second: str, escape: Callable[[str], str] = str) -> list[list[str]]:
+    rows = [[escape(cell) for cell in row] for row in block.rows]
+    if block.rank and len(rows) > 1:
+        values = [float(row[-1].split()[0]) for row in block.rows]
+        ranked = sorted(range(len(rows)), key=lambda i: -values[i])
+        for i, form in zip(ranked[:2], (best, second), strict=True):
+            rows[i][-1] = form.format(rows[i][-1])
+    return rows
+
+
+def _escape(text: str) -> str:
+    for plain, said in (("&", "\\&"), ("%", "\\%"), ("_", "\\_"), ("#", "\\#"), ("±", "$\\pm$"), ("≥", "$\\geq$")):
+        text = text.replace(plain, said)
+    return text

@@ -1,0 +1,268 @@
+"""How a batch is measured: padding, memory, precision, several processes, importance sampling."""
+
+from __future__ import annotations
+
+import copy
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+import two_processes
+from oracle import per_example_trace
+from torch import nn
+from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification
+from zoo import SMALL, specimen, tokens
+
+from fisherdyn import fisher_trace
+from fisherdyn.fisher import measure
+from fisherdyn.layers import resolve_layers
+from fisherdyn.likelihoods import LIKELIHOODS
+
+
+def _mlp(classes=4, confidence=4.0):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, classes))
+    with torch.no_grad():
+        model[2].weight.mul_(confidence)
+    return model.double()
+
+
+# Padding
+
+
+def _lengths(model):
+    """The length of every batch that the model is given from now on."""
+    seen = []
+    model.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    return seen
+
+
+def _padded(inputs, extra=6):
+    return {k: torch.cat([v, v.new_zeros(len(v), extra)], dim=1) for k, v in inputs.items()}
+
+
+def _tagger():
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=30, num_labels=3, attn_implementation="eager", **SMALL)
+    return BertForTokenClassification(config).double().eval()
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "bottleneck_adapter", "tagger"])
+def test_padding_is_cut_and_nothing_changes(name, monkeypatch):
+    if name == "tagger":
+        model, inputs, layers = _tagger(), tokens(), r"layer\.(\d+)\."
+    else:
+        it = specimen(name)
+        model, inputs, layers = it.model.double(), it.inputs, it.layers
+    batch = _padded(inputs)
+    seen = _lengths(model)
+    found = fisher_trace(model, [batch], layers=layers, labels="exact")
+    assert set(seen) == {int(inputs["attention_mask"].sum(dim=1).max())}
+    monkeypatch.setattr(measure, "without_padding", lambda batch, model, likelihood: batch)
+    whole = fisher_trace(model, [batch], layers=layers, labels="exact")
+    assert seen[-1] == batch["input_ids"].shape[1]
+    torch.testing.assert_close(found.values, whole.values, rtol=1e-9, atol=0)
+
+
+def test_padding_stays_where_it_counts():
+    """A span's softmax runs over it; a label beyond the mask is a label."""
+    torch.manual_seed(0)
+    reader = BertForQuestionAnswering(BertConfig(vocab_size=30, attn_implementation="eager", **SMALL)).eval()
+    batch = _padded(tokens())
+    seen = _lengths(reader)
+    fisher_trace(reader, [batch], layers=r"layer\.(\d+)\.")
+    assert set(seen) == {batch["input_ids"].shape[1]}
+    tagger = _tagger()
+    seen = _lengths(tagger)
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels[:, :9] = 1
+    fisher_trace(tagger, [{**batch, "labels": labels}], layers=r"layer\.(\d+)\.")
+    assert set(seen) == {9}
+
+
+# Memory
+
+
+class Small(nn.Sequential):
+    """Has room for so many examples."""
+
+    room = 3
+
+    def forward(self, x):
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError(f"{len(x)} examples do not fit")
+        return super().forward(x)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on():
+    small = Small(*_mlp())
+    x = torch.randn(3, 11, 5, dtype=torch.float64)
+    sizes = []
+    small.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    found = fisher_trace(small, list(x), labels="exact")
+    torch.testing.assert_close(found.values, fisher_trace(_mlp(), list(x), labels="exact").values)
+    assert (found.examples, found.batches) == (33, 3)
+    assert [n for n in sizes if n > 3] == [11, 6]  # once bitten
+    small.room = 0
+    with pytest.raises(MemoryError, match="out of memory with a single example"):
+        fisher_trace(small, list(x))
+    with pytest.raises(torch.OutOfMemoryError):  # its number is of one batch: half of it is another number
+        fisher_trace(small, list(x), method="batch")
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_squared_in_single(dtype):
+    model, x = _mlp().float(), torch.randn(9, 5)
+    truth = per_example_trace(model, x, resolve_layers(model)).mean(dim=0)
+    with torch.autocast("cpu", dtype=dtype):
+        found = fisher_trace(model, [x], labels="exact").trace
+    torch.testing.assert_close(found, truth, rtol=0.05, atol=0.0)
+
+
+def test_a_confident_model_keeps_its_small_gradients():
+    """Gradients of 1e-25, whose squares float32 does not have, and cotangents that float16 does not have."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(4, 5)
+    with torch.no_grad():
+        model[2].bias.copy_(torch.tensor([60.0, 0.0, 0.0]))
+    truth = per_example_trace(model, x, resolve_layers(model))
+    assert truth.max() < 1e-20
+    found = fisher_trace(model, [x], labels="exact").values
+    torch.testing.assert_close(found, truth, rtol=1e-3, atol=0.0)
+    with torch.no_grad():
+        model[2].bias[0] = 20.0
+    truth = per_example_trace(model, x, resolve_layers(model))
+    assert 0 < truth.max() < 1e-6
+    found = fisher_trace(copy.deepcopy(model).half(), [x.half()], labels="exact").values
+    torch.testing.assert_close(found, truth, rtol=0.1, atol=0.0)
+
+
+def test_overflow_is_named():
+    """Logits of 0, and above them weights whose product float16 does not have."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False))
+    with torch.no_grad():
+        model[0].bias.zero_()
+        model[1].weight.fill_(300.0)
+        model[2].weight.copy_(torch.tensor([[6e4], [-6e4]]).expand(2, 3))
+    with pytest.raises(ValueError, match=r"not finite in layer\(s\) 0: .*bfloat16 or float32"):
+        fisher_trace(model.half(), [torch.zeros(2, 3).half()])
+
+
+# Several processes
+
+
+@pytest.fixture(scope="module")
+def in_two():
+    """What each of two processes finds, for three calls."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with mp.get_context("spawn").Manager() as manager:
+        found = manager.dict()
+        mp.spawn(two_processes.work, args=(port, found), nprocs=2)
+        return dict(found)
+
+
+def test_two_processes_give_what_one_gives(in_two):
+    """Seven batches, of unequal sizes, are dealt out unevenly: 4 and 3."""
+    one = fisher_trace(two_processes.model(), two_processes.batches(), labels="exact")
+    for rank in (0, 1):
+        found = in_two[rank, "all"]
+        torch.testing.assert_close(found.trace, one.trace, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found.se, one.se, rtol=1e-12, atol=0)
+        assert (found.examples, found.batches) == (50, 7)
+    assert torch.equal(in_two[0, "all"].values, in_two[1, "all"].values)
+
+
+def test_two_processes_draw_different_labels(in_two):
+    """The same inputs in both, and label noise of their own: the error is that of twice the draws."""
+    rows = in_two[0, "same inputs"].values.reshape(-1, 2, 8, 2)
+    assert 0.6 < (rows[:, 0] != rows[:, 1]).float().mean() < 0.9  # three signs agree, up to one for all, in a quarter
+    assert torch.equal(rows, in_two[1, "same inputs"].values.reshape(-1, 2, 8, 2))
+
+
+def test_two_processes_stop_together_and_fail_together(in_two):
+    assert in_two[0, "target_se"].batches == in_two[1, "target_se"].batches < 7
+    assert "logits of example(s) [0] of the batch are not finite" in in_two[1, "failing"]
+    assert in_two[0, "failing"].startswith("RuntimeError: process 1 failed with ValueError: logits of example(s) [0]")
+
+
+# Importance sampling
+
+
+def _pool(n, seed):
+    return torch.randn(n, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("labels", ["exact", "sampled"])
+def test_importance_is_unbiased(labels):
+    """Over coins (and labels): the mean of 200 readings of one pool is within 4 of its standard errors."""
+    model, pool = _mlp(), _pool(64, 0).split(16)
+    truth = fisher_trace(model, pool, labels="exact").trace
+    g = torch.Generator().manual_seed(0)
+    found = torch.stack(
+        [fisher_trace(model, pool, labels=labels, sampling="importance", generator=g).trace for _ in range(200)]
+    )
+    error = found.std(dim=0) / 200**0.5
+    # The head's trace is known from the forward pass, so there is no error there but rounding's.
+    assert ((found.mean(dim=0) - truth).abs() <= 4 * error + 1e-12).all()
+    assert error[0] < (0.01 if labels == "exact" else 0.5) * truth[0]
+
+
+def test_what_is_not_weighted_back_fails_the_same_test():
+    """Negative control: the mean over the inputs that the coins keep, as it is."""
+    model, pool = _mlp(), _pool(64, 0)
+    norms = fisher_trace(model, [pool], labels="exact").values
+    truth = norms.mean(dim=0)
+    u = LIKELIHOODS["categorical"]().spread(model(pool).detach())
+    g = torch.Generator().manual_seed(0)
+    pi = (0.25 * u / u.mean()).clamp(max=1.0)
+    found = torch.stack([norms[torch.rand(64, generator=g) < pi].mean(dim=0) for _ in range(200)])
+    error = found.std(dim=0) / 200**0.5
+    assert ((found.mean(dim=0) - truth).abs() > 4 * error).all()
+
+
+def test_importance_interval_covers():
+    """95 % intervals of fresh pools cover the population's value in 93 to 97 % of 1,000 repeats."""
+    model = _mlp(confidence=2.0)
+    truth = fisher_trace(model, _pool(40_000, 1).split(10_000), labels="exact").trace
+    g = torch.Generator().manual_seed(2)
+    covered = torch.zeros(2)
+    for seed in range(1000):
+        found = fisher_trace(model, _pool(256, 100 + seed).split(128), sampling="importance", generator=g)
+        covered += ((found.trace - truth).abs() < 1.97 * found.se).float()  # Student's t at 255 degrees
+    assert ((covered / 1000 > 0.93) & (covered / 1000 < 0.97)).all(), covered
+
+
+def test_importance_looks_at_all_and_differentiates_a_quarter():
+    model, pool = _mlp(), _pool(4096, 0).split(256)
+    sizes = []
+    model.register_forward_pre_hook(lambda module, args: sizes.append((torch.is_grad_enabled(), len(args[0]))))
+    found = fisher_trace(model, pool, sampling="importance")
+    assert (found.examples, found.estimator) == (4096, "hooks/class_mix/importance")
+    looked, differentiated = (sum(n for grad, n in sizes if grad == wanted) for wanted in (False, True))
+    assert looked == 4096
+    assert differentiated < 256 + 1 + 0.27 * 3840  # the first batch, one example alone, and a quarter of the others
+    everything = fisher_trace(model, pool)
+    assert ((found.trace - everything.trace).abs() < 4 * (found.se**2 - everything.se**2).clamp(min=0).sqrt()).all()
+
+
+def test_importance_needs_single_examples():
+    with pytest.raises(ValueError, match=r"weights single examples, and method='batch' sees none: .*'hooks' or 'vmap'"):
+        fisher_trace(_mlp(), [_pool(8, 0)], method="batch", sampling="importance")
+    with pytest.raises(ValueError, match="unknown sampling='best': choose one of all, importance"):
+        fisher_trace(_mlp(), [_pool(8, 0)], sampling="best")
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_spread_is_the_trace_of_the_covariance(name, generator):
+    shape = {"token": (2, 3), "causal_lm": (3, 2), "span": (2, 3)}.get(name, (3,))
+    f = torch.randn(5, *shape, generator=generator, dtype=torch.float64)
+    likelihood = LIKELIHOODS[name]()
+    columns = torch.stack(list(likelihood.cotangents(f, "exact", generator)))
+    expected = columns.flatten(2).square().sum(dim=(0, 2))
+    torch.testing.assert_close(likelihood.spread(f), expected, rtol=1e-12, atol=0)
