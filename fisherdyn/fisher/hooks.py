@@ -64,9 +64,9 @@ def squared_norms(
         for i, column in enumerate(columns):
             unit, size = _unit(column)
             norms = tape.pull_back(f, unit.to(f.dtype), last=i + 1 == len(columns))
-            if alone.needed and not i:
-                alone.check(unit.to(f.dtype), norms)
             total += size.square()[:, None] * norms
+    if alone.needed:  # now that the graph is gone
+        alone.check(unit.to(f.dtype), norms)
     return total
 
 
