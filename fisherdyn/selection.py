@@ -1,0 +1,196 @@
+"""FUN's measurement: tr(F) of the frozen layers, sampled until more of it would hardly change the choice.
+
+Two questions are kept apart, both answered by paired comparisons, layer against layer on the same examples. *Would the
+rest of the budget change the choice?* decides when to stop: given the budget's N batches, the lead after n of them moves
+towards the lead after all like a Brownian bridge. *Is the best one really the best?* decides whether to call it a tie.
+Both are asked several times while the sample grows, and the error rates hold for all the looks together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from .fisher.forward import Batch, no_trace
+from .fisher.trace import fisher_trace
+from .layers import Layers
+from .likelihoods import Likelihood
+from .policies import Sampling
+
+FEWEST_EXAMPLES = 64
+"""Before that many, nothing is concluded: Student's t is too rough for values with tails as heavy as these."""
+GROWTH = 1.5
+"""Examples of a look over those of the look before."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was known when SELECT was asked.
+
+    Attributes:
+        step: when.
+        scores: candidate -> (tr(F), standard error).
+        examples, batches: how many were measured.
+        confidence: that the best candidate's tr(F) is the largest: one minus the p-value of its smallest lead, over all
+            looks; 1 where there was no other candidate, nan where the method sees no single example ("authors").
+        tie: whether that falls short of one minus the error rate.
+    """
+
+    step: int
+    scores: dict[str, tuple[float, float]]
+    examples: int
+    batches: int
+    confidence: float
+    tie: bool
+
+
+def choose(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    candidates: Layers,
+    sampling: Sampling,
+    *,
+    step: int,
+    generator: torch.Generator,
+    labels: str = "class_mix",
+    likelihood: Likelihood | str | None = None,
+) -> Selection:
+    """Measures the candidates on up to `sampling.batches` batches.
+
+    After 64 examples, and whenever the sample has grown by half, the best candidate's lead over each other one is
+    tested. It stops when the smallest lead, in standard errors and over the square root of the share of the budget that is
+    unread, passes the constant (Pocock's, one-sided) that a bridge that ends at 0 passes with probability `error_rate`. It is
+    a tie where the smallest lead falls short of Pocock's two-sided constant, counted with one more example that is as far
+    against the best as the farthest seen: tr(F) has heavy tails in a confident model, and the plain t-test has there more
+    than twice its nominal error. The winner is compared with every other candidate at the level for one (Gutmann & Maymin
+    1987, Hung & Fithian 2019): of several equal ones, only one can lead all.
+
+    Args:
+        model, loader, generator, labels, likelihood: as for `fisher_trace`; the loader is left where it was, so a loader
+            that shuffles by a generator of its own gives what it would have given next. If it has no length and ends
+            early, the bridge was taken for longer than it was.
+        candidates: at least one; a lone one is not measured.
+
+    Cost: of `fisher_trace` over the batches read.
+
+    Raises:
+        ValueError: as `fisher_trace`; a loader that can be read only once, or whose reading would restart the one that
+            training reads.
+
+    Source: Liu et al. 2023, section 6.1 (40 batches); Pocock 1977, Armitage, McPherson & Rowe 1969 (repeated tests).
+    """
+    if len(candidates) == 1:
+        return Selection(step, {layer: (math.nan, math.nan) for layer in candidates}, 0, 0, 1.0, tie=False)
+    _refuse_what_cannot_be_shared(loader)
+    budget = min(sampling.batches, len(loader)) if hasattr(loader, "__len__") else sampling.batches
+    by_example = sampling.method != "authors"
+    looks = [budget]
+    values = np.empty((0, len(candidates)))
+    read = examples = 0
+    with no_trace(model, loader):
+        batches = iter(loader)
+        while read < budget:
+            target = next(look for look in looks if look > read) if read else 1
+            chunk = list(islice(batches, target - read if by_example else budget))
+            if read and not chunk:
+                break
+            try:
+                found = fisher_trace(
+                    model,
+                    chunk,
+                    layers=candidates,
+                    likelihood=likelihood,
+                    labels=sampling.labels or labels,
+                    method=sampling.method,
+                    generator=generator,
+                )
+            except ValueError as error:
+                raise ValueError(f"tr(F) at step {step}: {error}") from error
+            if not read:
+                looks = _looks(budget, found.examples) if by_example else looks
+            values = np.concatenate([values, found.values.numpy()])
+            read, examples = read + found.batches, examples + found.examples
+            if by_example and read in looks[:-1] and _settled(values, read, looks) >= 1 - sampling.error_rate:
+                break
+    mean, se = values.mean(axis=0), values.std(axis=0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    scores = dict(
+        zip(candidates, zip(mean.tolist(), np.broadcast_to(se, mean.shape).tolist(), strict=True), strict=True)
+    )
+    confidence = _confidence(values, looks) if by_example else math.nan
+    return Selection(step, scores, examples, read, confidence, tie=confidence < 1 - sampling.error_rate)
+
+
+def _looks(budget: int, examples: int) -> list[int]:
+    """After how many batches to look, given the examples of one: geometrically, and at the end."""
+    looks = [math.ceil(FEWEST_EXAMPLES / examples)]
+    while looks[-1] < budget:
+        looks.append(math.ceil(looks[-1] * GROWTH))
+    return [*(look for look in looks if look < budget), budget]
+
+
+def _settled(values: np.ndarray, read: int, looks: Sequence[int]) -> float:
+    """How sure it is that the budget's other batches leave the choice as it is."""
+    budget = looks[-1]
+    lead = _normal(_leads(values).min(), len(values)) / math.sqrt(1 - read / budget)
+    return stays_below(lead, [look / (budget - look) for look in looks[:-1]], two_sided=False)
+
+
+def _confidence(values: np.ndarray, looks: Sequence[int]) -> float:
+    """How sure it is that the best candidate's expectation is the largest."""
+    if len(values) < 2:
+        return 0.0
+    lead = _normal(_leads(values, guarded=True).min(), len(values))
+    return stays_below(lead, looks, two_sided=True)
+
+
+def _leads(values: np.ndarray, *, guarded: bool = False) -> np.ndarray:
+    """The paired t of the best column against each other one; the highest of exact equals is the best."""
+    best = values.shape[1] - 1 - int(np.argmax(values.mean(axis=0)[::-1]))
+    ahead = values[:, [best]] - np.delete(values, best, axis=1)
+    if guarded:
+        ahead = np.concatenate([ahead, -np.abs(ahead).max(axis=0, keepdims=True)])
+    mean, sd = ahead.mean(axis=0), ahead.std(axis=0, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(mean == 0, 0.0, math.sqrt(len(ahead)) * mean / sd)
+
+
+def _normal(t: float, examples: int) -> float:
+    """The standard normal quantile that is as rare as Student's t, capped where it no longer matters."""
+    return float(np.clip(stats.norm.isf(stats.t.sf(t, examples - 1)), 0.0, 8.0))
+
+
+def stays_below(bound: float, times: Sequence[float], *, two_sided: bool) -> float:
+    """P(W(s) < bound √s at every one of the times s), or of |W|: the Brownian motion W of a sum of independent terms.
+
+    By integrating the density of what has stayed below from each time to the next (Armitage, McPherson & Rowe 1969);
+    exact to 1e-5.
+    """
+    if bound <= 0:
+        return 0.0 if two_sided or len(times) > 1 else 0.5
+    nodes, weights = np.polynomial.legendre.leggauss(160)
+    low = -bound if two_sided else -8.0
+    z = (bound + low) / 2 + (bound - low) / 2 * nodes
+    weights = weights * (bound - low) / 2
+    density = stats.norm.pdf(z)
+    for before, now in zip(times, times[1:], strict=False):
+        # In units of √s, W moves from x √(before/now) by a normal step of variance 1 - before/now.
+        width = math.sqrt(1 - before / now)
+        step = stats.norm.pdf((z[:, None] - z[None, :] * math.sqrt(before / now)) / width) / width
+        density = step @ (weights * density)
+    return float(weights @ density)
+
+
+def _refuse_what_cannot_be_shared(loader: Iterable[Batch]) -> None:
+    if isinstance(loader, Iterator):
+        raise ValueError("expected a loader that can be read again and again, got an iterator: pass the loader itself")
+    if getattr(loader, "persistent_workers", False) and getattr(loader, "num_workers", 0):
+        raise ValueError(
+            "a DataLoader with persistent_workers starts again wherever it is read: give the selections a loader of their own"
+        )
