@@ -162,8 +162,8 @@ def fun(
         raise ValueError(f'unknown method={method!r} of FUN: choose "hooks", "vmap" or "authors"')
     if (method == "authors") != (labels == "argmax"):
         raise ValueError(
-            f'expected labels="argmax" and method="authors" together (the authors\' rule) or neither, got labels={labels!r}, '
-            f"method={method!r}"
+            'expected labels="argmax" and method="authors" together (the authors\' rule) or neither, got '
+            f"labels={labels!r}, method={method!r}"
         )
     if batches is not None and batches < 1:
         raise ValueError(f"expected batches of at least 1, got {batches}")

@@ -7,7 +7,8 @@ step's forward pass, until no layer is frozen or the policy has been asked as of
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from itertools import pairwise
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -150,7 +151,7 @@ class Unfreezing:
         if self.policy.sampling is not None and loader is None:
             raise ValueError(f"policy {self.policy.name!r} measures tr(F): pass the loader to measure it on")
         while not isinstance(model, DistributedDataParallel) and hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+            model = cast(nn.Module, model._orig_mod)
         if isinstance(model, DistributedDataParallel):
             self._together = True
             self._check_reducer(model)
@@ -179,7 +180,8 @@ class Unfreezing:
     def _measure(self, step: int) -> Selection | None:
         if self.policy.sampling is None:
             return None
-        assert self._model is not None and self._loader is not None
+        assert self._model is not None
+        assert self._loader is not None
         is_open = self.open_at(step)
         return choose(
             self._model,
@@ -270,7 +272,7 @@ def _times(policy: Policy, layers: int, interval: int | Sequence[int], timing: s
         times = [interval * i for i in range(1, layers + 1)]
     else:
         times = list(interval)
-        if not times or times[0] < 1 or any(a >= b for a, b in zip(times, times[1:], strict=False)):
+        if not times or times[0] < 1 or any(a >= b for a, b in pairwise(times)):
             raise ValueError(f"expected an interval, or steps of at least 1 that increase, got {times}")
     if timing == "authors":
         times = [time - 1 for time in times][1 if policy.reopens_top else 0 :]

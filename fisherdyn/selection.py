@@ -9,9 +9,9 @@ Both are asked several times while the sample grows, and the error rates hold fo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -64,13 +64,13 @@ def choose(
 ) -> Selection:
     """Measures the candidates on up to `sampling.batches` batches.
 
-    After 64 examples, and whenever the sample has grown by half, the best candidate's lead over each other one is
-    tested. It stops when the smallest lead, in standard errors and over the square root of the share of the budget that is
-    unread, passes the constant (Pocock's, one-sided) that a bridge that ends at 0 passes with probability `error_rate`. It is
+    From 64 examples on, whenever the sample has grown by half, the best candidate's lead over each other one is tested. It
+    stops when the smallest lead, in standard errors and over the square root of the unread share of the budget, passes
+    Pocock's constant: a bridge that ends at 0, a draw after the whole budget, passes it with probability `error_rate`. It is
     a tie where the smallest lead falls short of Pocock's two-sided constant, counted with one more example that is as far
-    against the best as the farthest seen: tr(F) has heavy tails in a confident model, and the plain t-test has there more
-    than twice its nominal error. The winner is compared with every other candidate at the level for one (Gutmann & Maymin
-    1987, Hung & Fithian 2019): of several equal ones, only one can lead all.
+    against the best as the farthest seen: in a confident model tr(F) has heavy tails, and the plain t-test more than twice
+    its nominal error. The winner is compared with every other candidate at the level for one (Gutmann & Maymin 1987, Hung &
+    Fithian 2019): of several equal ones, only one can lead all.
 
     Args:
         model, loader, generator, labels, likelihood: as for `fisher_trace`; the loader is left where it was, so a loader
@@ -87,9 +87,9 @@ def choose(
     Source: Liu et al. 2023, section 6.1 (40 batches); Pocock 1977, Armitage, McPherson & Rowe 1969 (repeated tests).
     """
     if len(candidates) == 1:
-        return Selection(step, {layer: (math.nan, math.nan) for layer in candidates}, 0, 0, 1.0, tie=False)
+        return Selection(step, dict.fromkeys(candidates, (math.nan, math.nan)), 0, 0, 1.0, tie=False)
     _refuse_what_cannot_be_shared(loader)
-    budget = min(sampling.batches, len(loader)) if hasattr(loader, "__len__") else sampling.batches
+    budget = min(sampling.batches, len(loader)) if isinstance(loader, Sized) else sampling.batches
     by_example = sampling.method != "authors"
     looks = [budget]
     values = np.empty((0, len(candidates)))
@@ -179,7 +179,7 @@ def stays_below(bound: float, times: Sequence[float], *, two_sided: bool) -> flo
     z = (bound + low) / 2 + (bound - low) / 2 * nodes
     weights = weights * (bound - low) / 2
     density = stats.norm.pdf(z)
-    for before, now in zip(times, times[1:], strict=False):
+    for before, now in pairwise(times):
         # In units of √s, W moves from x √(before/now) by a normal step of variance 1 - before/now.
         width = math.sqrt(1 - before / now)
         step = stats.norm.pdf((z[:, None] - z[None, :] * math.sqrt(before / now)) / width) / width
@@ -192,5 +192,6 @@ def _refuse_what_cannot_be_shared(loader: Iterable[Batch]) -> None:
         raise ValueError("expected a loader that can be read again and again, got an iterator: pass the loader itself")
     if getattr(loader, "persistent_workers", False) and getattr(loader, "num_workers", 0):
         raise ValueError(
-            "a DataLoader with persistent_workers starts again wherever it is read: give the selections a loader of their own"
+            "a DataLoader with persistent_workers starts again wherever it is read: give the selections a loader of "
+            "their own"
         )

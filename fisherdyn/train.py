@@ -118,10 +118,22 @@ def fit(
     journal = Journal(probe_loader, labels, seed, evaluate_source, evaluate or {})
     weights = {**trained, **dict(model.named_buffers())}
     stopping = Stopping(weights, patience, keep_best)
-    configuration = {"policy": policy.name, "interval": interval, "steps": steps, "lr": lr, "seed": seed}
+    configuration: dict[str, Any] = {
+        "policy": policy.name,
+        "interval": interval,
+        "steps": steps,
+        "lr": lr,
+        "seed": seed,
+    }
     configuration |= {"weight_decay": weight_decay, "timing": timing, "lr_schedule": lr_schedule}
     configuration |= {"accumulate": accumulate, "precision": precision, "processes": execution.processes}
-    identity = {**configuration, **counts, "max_grad_norm": max_grad_norm, "labels": labels, "patience": patience}
+    identity: dict[str, Any] = {
+        **configuration,
+        **counts,
+        "max_grad_norm": max_grad_norm,
+        "labels": labels,
+        "patience": patience,
+    }
     identity |= {"sampling": policy.sampling and asdict(policy.sampling), "targets": list(evaluate or {})}
     run = Resumable(
         checkpoints,

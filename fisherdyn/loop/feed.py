@@ -70,9 +70,9 @@ def random_states(loader: Iterable[Any]) -> State:
     states |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     states |= {f"loader.{i}": g.get_state() for i, g in enumerate(_generators(loader))}
     _, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    _, keys, position, has_gauss, cached = np.random.get_state()
     floats = torch.tensor([float("nan") if gauss is None else gauss, cached], dtype=torch.float64)
-    integers = torch.tensor([*words, *keys.tolist(), position, has_gauss], dtype=torch.int64)
+    integers = torch.tensor([*words, *np.asarray(keys).tolist(), position, has_gauss], dtype=torch.int64)
     return states | {"integers": integers, "floats": floats}
 
 

@@ -119,6 +119,6 @@ class Resumable:
         ]
         if differing:
             raise ValueError(
-                f"{self.folder} holds a checkpoint of another run: it has {'; '.join(differing[:6])}. Choose another folder, or "
-                "delete it to start again"
+                f"{self.folder} holds a checkpoint of another run: it has {'; '.join(differing[:6])}. Choose another "
+                "folder, or delete it to start again"
             )
