@@ -154,7 +154,7 @@ class Unfreezing:
             model = cast(nn.Module, model._orig_mod)
         if isinstance(model, DistributedDataParallel):
             self._together = True
-            self._check_reducer(model)
+            self.check_reducer(model)
         return self
 
     def step(self, step: int | None = None) -> tuple[str, ...]:
@@ -248,7 +248,8 @@ class Unfreezing:
             if any(condition(self._model.get_parameter(name)) for name in names)
         ]
 
-    def _check_reducer(self, model: DistributedDataParallel) -> None:
+    def check_reducer(self, model: DistributedDataParallel) -> None:
+        """Refuses a DistributedDataParallel that would wait for frozen layers, or never average those that open."""
         if model.static_graph or not model.find_unused_parameters:
             raise ValueError(
                 "frozen layers have no gradient, and the set of open ones grows: wrap the model as "

@@ -12,11 +12,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from typing import Any, cast
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from .fisher.forward import Batch, no_trace
 from .fisher.trace import fisher_trace
@@ -195,3 +197,22 @@ def _refuse_what_cannot_be_shared(loader: Iterable[Batch]) -> None:
             "a DataLoader with persistent_workers starts again wherever it is read: give the selections a loader of "
             "their own"
         )
+
+
+def in_another_order(dataloader: Any, batch: int | None, seed: int) -> DataLoader:
+    """A trainer's data, shuffled by a generator of its own: reading the trainer's loader itself would move the training's.
+
+    Args:
+        dataloader: a DataLoader over a data set with indices.
+        batch: examples a batch; None: as many as there.
+        seed: of the order, which is the same at every reading.
+
+    Raises:
+        ValueError: a data set without indices.
+    """
+    data = getattr(dataloader, "dataset", None)
+    if not hasattr(data, "__getitem__") or not isinstance(data, Sized):
+        raise ValueError("selections need a training set that can be read in another order: pass loader=")
+    sampler = RandomSampler(data, generator=torch.Generator().manual_seed(seed))
+    size = batch or dataloader.batch_size or 1
+    return DataLoader(cast(Dataset, data), batch_size=size, sampler=sampler, collate_fn=dataloader.collate_fn)
