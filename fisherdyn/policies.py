@@ -46,7 +46,8 @@ class Sampling:
         labels: "class_mix", "exact", "sampled" or, biased, "argmax"; None: those of the record.
         method: "hooks", "vmap" or, biased, "authors".
         batches: read at most this many.
-        error_rate: the chance that stopping early changes the choice, and that a layer is called the best that is not.
+        error_rate: the chance that stopping early changes the choice, and that a layer is called the best that is not; 0
+            reads all batches.
     """
 
     labels: str | None = None
@@ -153,7 +154,7 @@ def fun(
             gradient of each batch's mean loss over the batch's size, always of 41 batches.
         batches: read at most this many (40 as in the paper; 41 in its code, whose test is `step > 39`); as a rule far fewer
             are read: see `selection.choose`.
-        error_rate: between 0 and 1; see `selection.choose`.
+        error_rate: see `selection.choose`; 0 always reads all batches.
 
     Raises:
         ValueError: an unknown method, or one that the labels do not go with; batches below 1; an error_rate out of range.
@@ -167,8 +168,8 @@ def fun(
         )
     if batches is not None and batches < 1:
         raise ValueError(f"expected batches of at least 1, got {batches}")
-    if not 0 < error_rate < 1:
-        raise ValueError(f"expected an error_rate between 0 and 1, such as 0.05, got {error_rate}")
+    if not 0 <= error_rate < 1:
+        raise ValueError(f"expected an error_rate of at least 0 and below 1, such as 0.05, got {error_rate}")
 
     def select(now: Now) -> tuple[str, ...]:
         return (max(reversed(now.frozen), key=lambda layer: now.scores[layer][0]),)

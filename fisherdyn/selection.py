@@ -1,9 +1,9 @@
 """FUN's measurement: tr(F) of the frozen layers, sampled until more of it would hardly change the choice.
 
-Two questions are kept apart, both answered by paired comparisons, layer against layer on the same examples. *Would the
-rest of the budget change the choice?* decides when to stop: given the budget's N batches, the lead after n of them moves
-towards the lead after all like a Brownian bridge. *Is the best one really the best?* decides whether to call it a tie.
-Both are asked several times while the sample grows, and the error rates hold for all the looks together.
+Two questions are kept apart, both answered by paired comparisons, layer against layer on the same examples. *Is the best
+one really the best?* If not, it is a tie. *Would the rest of the budget change the choice?* If not, and if it would not
+break the tie either, it need not be read: the lead after n of N batches moves towards the lead after all of them like a
+Brownian bridge. Both are asked several times while the sample grows, and the error rates hold for all the looks together.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice, pairwise
 from typing import Any, cast
 
 import numpy as np
 import torch
 from scipy import stats
+from scipy.optimize import brentq
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
@@ -28,6 +30,8 @@ from .policies import Sampling
 
 FEWEST_EXAMPLES = 64
 """Before that many, nothing is concluded: Student's t is too rough for values with tails as heavy as these."""
+HIGHEST = 8.0
+"""Standard errors beyond which nothing is told apart."""
 GROWTH = 1.5
 """Examples of a look over those of the look before."""
 
@@ -66,13 +70,18 @@ def choose(
 ) -> Selection:
     """Measures the candidates on up to `sampling.batches` batches.
 
-    From 64 examples on, whenever the sample has grown by half, the best candidate's lead over each other one is tested. It
-    stops when the smallest lead, in standard errors and over the square root of the unread share of the budget, passes
-    Pocock's constant: a bridge that ends at 0, a draw after the whole budget, passes it with probability `error_rate`. It is
-    a tie where the smallest lead falls short of Pocock's two-sided constant, counted with one more example that is as far
-    against the best as the farthest seen: in a confident model tr(F) has heavy tails, and the plain t-test more than twice
-    its nominal error. The winner is compared with every other candidate at the level for one (Gutmann & Maymin 1987, Hung &
-    Fithian 2019): of several equal ones, only one can lead all.
+    From 64 examples on, whenever the sample has grown by half, the best candidate's lead over each other one is tested. The
+    smallest lead, in standard errors, is
+
+    - *established* beyond Pocock's two-sided constant, counted with one more example that is as far against the best as the
+      farthest seen (in a confident model tr(F) has heavy tails, and the plain t-test more than twice its nominal error);
+    - *settled* where, over the square root of the unread share of the budget, it is beyond Pocock's constant for a Brownian
+      bridge: were the whole budget to end in a draw, it would get there with probability `error_rate`.
+
+    It stops when the best is established, or when the choice is settled and the rest of the budget would not establish it at
+    this rate. What is not established is a tie. The winner is compared with every other candidate at the level for one
+    (Gutmann & Maymin 1987, Hung & Fithian 2019): of several equal ones, only one can lead all. Where a few examples in a
+    thousand hold all of a layer's tr(F), no test of means keeps its level; the guard then halves the excess.
 
     Args:
         model, loader, generator, labels, likelihood: as for `fisher_trace`; the loader is left where it was, so a loader
@@ -91,7 +100,7 @@ def choose(
     if len(candidates) == 1:
         return Selection(step, dict.fromkeys(candidates, (math.nan, math.nan)), 0, 0, 1.0, tie=False)
     _refuse_what_cannot_be_shared(loader)
-    budget = min(sampling.batches, len(loader)) if isinstance(loader, Sized) else sampling.batches
+    budget = min(sampling.batches, max(len(loader), 1)) if isinstance(loader, Sized) else sampling.batches
     by_example = sampling.method != "authors"
     looks = [budget]
     values = np.empty((0, len(candidates)))
@@ -119,7 +128,7 @@ def choose(
                 looks = _looks(budget, found.examples) if by_example else looks
             values = np.concatenate([values, found.values.numpy()])
             read, examples = read + found.batches, examples + found.examples
-            if by_example and read in looks[:-1] and _settled(values, read, looks) >= 1 - sampling.error_rate:
+            if read in looks[:-1] and sampling.error_rate and _enough(values, read, looks, sampling.error_rate):
                 break
     mean, se = values.mean(axis=0), values.std(axis=0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     scores = dict(
@@ -137,11 +146,22 @@ def _looks(budget: int, examples: int) -> list[int]:
     return [*(look for look in looks if look < budget), budget]
 
 
-def _settled(values: np.ndarray, read: int, looks: Sequence[int]) -> float:
-    """How sure it is that the budget's other batches leave the choice as it is."""
-    budget = looks[-1]
-    lead = _normal(_leads(values).min(), len(values)) / math.sqrt(1 - read / budget)
-    return stays_below(lead, [look / (budget - look) for look in looks[:-1]], two_sided=False)
+def _enough(values: np.ndarray, read: int, looks: Sequence[int], error_rate: float) -> bool:
+    """Whether the lead is established, or settled and not to be established by the rest of the budget at this rate."""
+    share = read / looks[-1]
+    guarded = _normal(_leads(values, guarded=True).min(), len(values))
+    established = _pocock(tuple(looks), error_rate, two_sided=True)
+    if guarded >= established:
+        return True
+    lead = _normal(_leads(values).min(), len(values)) / math.sqrt(1 - share)
+    bridge = tuple(look / (looks[-1] - look) for look in looks[:-1])
+    return lead >= _pocock(bridge, error_rate, two_sided=False) and guarded / math.sqrt(share) < established
+
+
+@cache
+def _pocock(times: tuple[float, ...], error_rate: float, *, two_sided: bool) -> float:
+    """The bound that Brownian motion, looked at in these times, passes somewhere with probability `error_rate`."""
+    return brentq(lambda bound: stays_below(bound, times, two_sided=two_sided) - 1 + error_rate, 0.0, HIGHEST)
 
 
 def _confidence(values: np.ndarray, looks: Sequence[int]) -> float:
@@ -165,7 +185,7 @@ def _leads(values: np.ndarray, *, guarded: bool = False) -> np.ndarray:
 
 def _normal(t: float, examples: int) -> float:
     """The standard normal quantile that is as rare as Student's t, capped where it no longer matters."""
-    return float(np.clip(stats.norm.isf(stats.t.sf(t, examples - 1)), 0.0, 8.0))
+    return float(np.clip(stats.norm.isf(stats.t.sf(t, examples - 1)), 0.0, HIGHEST))
 
 
 def stays_below(bound: float, times: Sequence[float], *, two_sided: bool) -> float:
@@ -176,17 +196,21 @@ def stays_below(bound: float, times: Sequence[float], *, two_sided: bool) -> flo
     """
     if bound <= 0:
         return 0.0 if two_sided or len(times) > 1 else 0.5
-    nodes, weights = np.polynomial.legendre.leggauss(160)
-    low = -bound if two_sided else -8.0
+    nodes, weights = np.polynomial.legendre.leggauss(48)
+    low = -bound if two_sided else -HIGHEST
     z = (bound + low) / 2 + (bound - low) / 2 * nodes
     weights = weights * (bound - low) / 2
-    density = stats.norm.pdf(z)
+    density = _normal_density(z)
     for before, now in pairwise(times):
         # In units of √s, W moves from x √(before/now) by a normal step of variance 1 - before/now.
         width = math.sqrt(1 - before / now)
-        step = stats.norm.pdf((z[:, None] - z[None, :] * math.sqrt(before / now)) / width) / width
+        step = _normal_density((z[:, None] - z[None, :] * math.sqrt(before / now)) / width) / width
         density = step @ (weights * density)
     return float(weights @ density)
+
+
+def _normal_density(z: np.ndarray) -> np.ndarray:
+    return np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
 
 
 def _refuse_what_cannot_be_shared(loader: Iterable[Batch]) -> None:

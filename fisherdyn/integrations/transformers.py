@@ -76,7 +76,8 @@ class UnfreezingCallback(TrainerCallback, ExportableState):
             if "attributes" not in saved or not saved["attributes"]:
                 raise ValueError(
                     f"training goes on at step {state.global_step} of a checkpoint that was not written with this "
-                    "callback (or with two of it): which layers are open cannot be known; start again, or from another checkpoint"
+                    "callback (or with two of it): which layers are open cannot be known; start again, or from "
+                    "another checkpoint"
                 )
             unfreezing.load_state_dict(saved["attributes"]["schedule"])
         self.unfreezing = unfreezing
