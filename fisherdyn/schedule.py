@@ -218,7 +218,9 @@ class Unfreezing:
         self._steps, self._answered = state["steps"], state["answered"]
         self.decisions = [(step, tuple(layers)) for step, layers in state["decisions"]]
         self.selections = [
-            Selection(**{**s, "scores": {k: (t, e) for k, (t, e) in s["scores"].items()}}) for s in state["selections"]
+            # A trainer may have sorted the names.
+            Selection(**{**s, "scores": {k: tuple(s["scores"][k]) for k in self.layers if k in s["scores"]}})
+            for s in state["selections"]
         ]
         for generator, saved in zip((self._chance, self._noise), state["generators"], strict=True):
             generator.set_state(torch.frombuffer(bytearray.fromhex(saved), dtype=torch.uint8))
