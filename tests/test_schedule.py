@@ -223,3 +223,44 @@ def test_a_wrong_answer_is_refused(answer):
     wrong = policies.Policy("wrong", lambda layers: layers[-1:], lambda now: answer)
     with pytest.raises(ValueError, match="'wrong' chose"):
         Unfreezing(wrong, LAYERS, 10).select(10)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_distributed_data_parallel(model, data):
+    """Frozen layers have no gradient, late ones are averaged: the wrapped model trains as the plain one does."""
+    plain = copy.deepcopy(model)
+    wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    for bare, called in ((plain, plain), (model, wrapped)):
+        optimizer = torch.optim.AdamW(bare.parameters(), lr=0.1)
+        unfreezing = Unfreezing(policies.fun(), LAYERS, 3).attach(called, optimizer, data)
+        for step, (x, y) in enumerate(data[:14]):
+            unfreezing.step(step)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(called(x), y).backward()
+            optimizer.step()
+        assert set(unfreezing.open_at(13)) == set(LAYERS)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, "find_unused_parameters=True"),
+        ({"find_unused_parameters": True, "static_graph": True}, "static_graph=False"),
+        ({"find_unused_parameters": True}, r"made while layer\(s\) 1 were frozen"),
+    ],
+)
+def test_distributed_data_parallel_is_refused(model, how, message):
+    for p in model[1].parameters():
+        p.requires_grad_("made while" not in message)
+    wrapped = nn.parallel.DistributedDataParallel(model, **how)
+    with pytest.raises(ValueError, match=message):
+        Unfreezing(policies.top_down(), LAYERS, 3).attach(wrapped, torch.optim.SGD(model.parameters(), lr=0.1))
