@@ -257,11 +257,14 @@ class Unfreezing:
                 "frozen layers have no gradient, and the set of open ones grows: wrap the model as "
                 "DistributedDataParallel(..., find_unused_parameters=True), static_graph=False"
             )
-        reduced = {id(p) for p in model._module_parameters}
-        if lacking := self._layers_of(lambda p: id(p) not in reduced):
+        needed = {name for names in self.layers.values() for name in names}
+        needed |= {name for name, p in _innermost(model).named_parameters() if p.requires_grad}
+        # The reducer does not tell which parameters it was made for, only how many.
+        reduced = model._get_ddp_logging_data()["num_parameter_tensors"]
+        if reduced < len(needed):
             raise ValueError(
-                f"DistributedDataParallel was made while layer(s) {', '.join(lacking)} were frozen, and would never average "
-                "their gradients: wrap the model while all layers have requires_grad=True"
+                f"DistributedDataParallel was made while {len(needed) - reduced} parameters of the schedule's layers "
+                "were frozen, and would never average their gradients: wrap the model while all layers have requires_grad=True"
             )
 
 
