@@ -264,7 +264,7 @@ class Unfreezing:
         if reduced < len(needed):
             raise ValueError(
                 f"DistributedDataParallel was made while {len(needed) - reduced} parameters of the schedule's layers "
-                "were frozen, and would never average their gradients: wrap the model while all layers have requires_grad=True"
+                "were frozen, and would never average their gradients: wrap it while all layers have requires_grad=True"
             )
 
 
