@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from test_schedule import TABLE
 from torch import nn
 
 from fisherdyn import fit, policies
@@ -450,3 +451,15 @@ def test_nothing_open_is_said(model, data):
         p.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing is open"):
         run(model, data, policies.linear_probing())
+
+
+@pytest.mark.parametrize("timing", ["prose", "authors"])
+@pytest.mark.parametrize("name", [name for name in TABLE if name != "fun"])
+def test_the_table(model, data, name, timing):
+    """The record of a run has what `Unfreezing` promises: open from that step's record on, for every policy and timing."""
+    policy, *opened = TABLE[name]
+    opened = opened[timing == "authors"]
+    ds = run(model, data, policy, timing=timing, interval=10, steps=42, record_every=1, probe_loader=data[:1])
+    for step in range(43):
+        is_open = {layer for when, layers in opened.items() if when <= step for layer in layers}
+        assert ds["trainable"].sel(step=step).values.tolist() == [int(layer in is_open) for layer in "0123"]
