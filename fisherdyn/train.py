@@ -113,14 +113,15 @@ def fit(
     parameters = list(trained.values())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     together = execution.processes > 1
-    unfreezing.attach(model, optimizer, selection_loader or probe_loader, labels=labels, together=together)
+    measured_on = probe_loader if selection_loader is None else selection_loader
+    unfreezing.attach(model, optimizer, measured_on, labels=labels, together=together)
     feed = Feed(train_loader, device_of(model), execution.process, execution.processes)
     journal = Journal(probe_loader, labels, seed, evaluate_source, evaluate or {})
     weights = {**trained, **dict(model.named_buffers())}
     stopping = Stopping(weights, patience, keep_best)
     configuration: dict[str, Any] = {
         "policy": policy.name,
-        "interval": interval,
+        "interval": unfreezing.interval,
         "steps": steps,
         "lr": lr,
         "seed": seed,
