@@ -112,9 +112,8 @@ def fit(
     trained = {name: p for name, p in model.named_parameters() if name in grouped or p.requires_grad}
     parameters = list(trained.values())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    together = execution.processes > 1
     measured_on = probe_loader if selection_loader is None else selection_loader
-    unfreezing.attach(model, optimizer, measured_on, labels=labels, together=together)
+    unfreezing.attach(model, optimizer, measured_on, labels=labels, together=execution.processes > 1)
     feed = Feed(train_loader, device_of(model), execution.process, execution.processes)
     journal = Journal(probe_loader, labels, seed, evaluate_source, evaluate or {})
     weights = {**trained, **dict(model.named_buffers())}
