@@ -32,6 +32,14 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "source_metric": ("accuracy on the source's development set", "1"),
     "metric": ("accuracy on the target's test set", "1"),
     "selected": ("step at which the layer opened (-1: never)", "step"),
+    "best_step": ("step with the best source metric", "step"),
+    "metric_at_best": ("accuracy on the target's test set with the weights of best_step", "1"),
+    "selection_trace": ("tr(F) of the candidates, as SELECT saw it", "nat"),
+    "selection_trace_se": ("standard error of the candidates' tr(F)", "nat"),
+    "selection_layer": ("layer that SELECT chose", "1"),
+    "selection_examples": ("examples measured for the choice", "1"),
+    "selection_confidence": ("confidence that the best candidate's tr(F) is the largest", "1"),
+    "selection_tie": ("whether the best candidate's lead is not established", "1"),
     "status": ("whether the run is done", "1"),
 }
 """Variable -> (long_name, units)."""
@@ -43,6 +51,7 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "distance": ("distance of the target from the source", "1"),
     "step": ("optimizer steps taken", "step"),
     "eval_step": ("optimizer steps taken", "step"),
+    "selection_step": ("optimizer steps taken", "step"),
     "run": ("run", "1"),
     "schedule": ("unfreezing schedule", "1"),
     "seed": ("seed of initial weights and data order", "1"),

@@ -1,1 +1,1 @@
-"""Other people's training loops: transformers.Trainer and Lightning, each imported only where it is used."""
+"""The same measurements and schedules in other people's loops: transformers' (and adapters') and Lightning's."""
