@@ -138,7 +138,7 @@ def paper(batches_read: list[float], rounds: int) -> dict[str, float]:
             spent["step"].append(seconds(lambda: update(model, optimizer, batch))[0])
             for name, method, labels in (("ours", "hooks", "class_mix"), ("theirs", "authors", "argmax")):
                 measured = (model, [inputs])
-                how = {"layers": candidates, "method": method, "labels": labels}
+                how: dict[str, Any] = {"layers": candidates, "method": method, "labels": labels}
                 spent[name].append(seconds(partial(fisher_trace, *measured, **how))[0])
         middle = {name: float(np.median(values[1:])) for name, values in spent.items()}
         step_time[opened], ours[opened], theirs[opened] = middle["step"], middle["ours"], middle["theirs"]
