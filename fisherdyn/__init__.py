@@ -9,11 +9,11 @@ from . import accessor as _accessor  # registers ds.fisher
 
 if TYPE_CHECKING:
     from . import analysis, integrations, layers, plots, policies, schedule, tasks
-    from .cadence import log_spaced
     from .fisher.trace import FisherTrace, fisher_trace
     from .fisher.verify import Verification, verify
     from .probing import probe
-    from .recorder import Recorder
+    from .recording.cadence import log_spaced
+    from .recording.recorder import Recorder
     from .schedule import Unfreezing
     from .train import fit
 
@@ -23,8 +23,8 @@ _HOME = {
     "verify": ".fisher.verify",
     "Verification": ".fisher.verify",
     "probe": ".probing",
-    "Recorder": ".recorder",
-    "log_spaced": ".cadence",
+    "Recorder": ".recording.recorder",
+    "log_spaced": ".recording.cadence",
     "fit": ".train",
     "Unfreezing": ".schedule",
 }

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from zoo import specimen
 
 import fisherdyn
-from fisherdyn import Recorder, fisher_trace, ranks
+from fisherdyn import Recorder, fisher_trace
 from fisherdyn.layers import resolve_layers
+from fisherdyn.recording import ranks
 
 
 @pytest.fixture

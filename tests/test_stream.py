@@ -17,8 +17,9 @@ from children import batches
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from fisherdyn import Recorder, ledger, stream
+from fisherdyn import Recorder
 from fisherdyn.integrations.transformers import FisherCallback
+from fisherdyn.recording import ledger, stream
 
 
 @pytest.fixture

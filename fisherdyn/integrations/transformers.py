@@ -18,7 +18,7 @@ from ..layers import LayerChoice, resolve_layers
 from ..likelihoods import Likelihood
 from ..policies import Policy
 from ..probing import Loaders
-from ..recorder import Recorder
+from ..recording.recorder import Recorder
 from ..schedule import Unfreezing
 from ..selection import in_another_order
 

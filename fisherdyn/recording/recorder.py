@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from . import gauges, probing, ranks, record
+from .. import probing, record
+from ..fisher.forward import device_of, no_trace
+from ..fisher.sums import rank
+from ..fisher.trace import FisherTrace
+from ..fisher.training import TrainingPass
+from ..layers import LayerChoice, resolve_layers
+from ..likelihoods import Likelihood
+from . import gauges, ranks
 from .cadence import Cadence
-from .fisher.forward import device_of, no_trace
-from .fisher.sums import rank
-from .fisher.trace import FisherTrace
-from .fisher.training import TrainingPass
-from .layers import LayerChoice, resolve_layers
 from .ledger import Ledger
-from .likelihoods import Likelihood
 
 
 class Recorder:

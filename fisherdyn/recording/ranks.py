@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
-from .fisher.forward import Batch
+from ..fisher.forward import Batch
 
 
 def several() -> bool:

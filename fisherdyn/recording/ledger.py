@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from . import record
+from .. import record
 from .stream import Row, Stream
 
 _BY_LAYER = (
