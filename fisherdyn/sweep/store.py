@@ -142,9 +142,9 @@ class SweepStore:
             missing = [name for name in ds.data_vars if name not in kept]
             if not missing:
                 return
-            known = [name for name in ds.coords if name in kept.coords]
+            known, attrs = [name for name in ds.coords if name in kept.coords], kept.attrs
         variables, encoding = self._empty(ds[missing])
-        added = xr.Dataset(variables, ds[missing].drop_vars(known, errors="ignore").coords)
+        added = xr.Dataset(variables, ds[missing].drop_vars(known, errors="ignore").coords, attrs)
         record.describe(added).to_zarr(self._zarr, mode="a", encoding=encoding, consolidated=False)
 
     def _empty(self, ds: xr.Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
