@@ -229,6 +229,16 @@ def test_epochs_are_counted_over_the_examples_that_are_trained_on():
     assert (all_of_them, few) == (5 * 2738, 5 * 32)
 
 
+def test_settings_are_said_flat_and_plain():
+    settings = Settings(
+        "xquad", options={"languages": ["ar", "zh"], "model": "m", "data": None}, fit={"keep_best": True}
+    )
+    said = settings.asdict()
+    assert (said["languages"], said["model"], said["keep_best"]) == ("ar, zh", "m", 1)
+    assert not {"data", "skipped", "options", "fit"} & set(said)
+    xr.Dataset(attrs=said).to_netcdf(format="NETCDF4", engine="netcdf4")
+
+
 def test_no_such_study_of_a_task():
     with pytest.raises(ValueError, match="no recipe for low-resource of task 'xcopa': choose one of world, "):
         recipes.find("low-resource", "xcopa", XLMR)

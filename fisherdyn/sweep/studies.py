@@ -81,8 +81,7 @@ class Settings:
         """Flat and in plain values, as a file's attributes must be."""
         own = asdict(self)
         flat = {**own.pop("options"), **own.pop("fit")}
-        plain = {key: ", ".join(value) if isinstance(value, list) else value for key, value in flat.items()}
-        return {key: value for key, value in {**own, **plain}.items() if value not in ("", None)}
+        return {key: _plain(value) for key, value in {**own, **flat}.items() if value not in ("", None)}
 
     def of(self, run: Run) -> Settings:
         """The settings of one run."""
@@ -102,6 +101,13 @@ class Settings:
     def selection_steps(self, layers: int) -> list[int]:
         """The steps at which SELECT may be asked."""
         return list(range(self.interval, min(self.steps, self.interval * layers) + 1, self.interval))
+
+
+def _plain(value: Any) -> Any:
+    """NetCDF knows neither truth values nor lists of texts."""
+    if isinstance(value, bool):
+        return int(value)
+    return ", ".join(value) if isinstance(value, list) else value
 
 
 def _every(steps: int, interval: int, first: int) -> list[int]:
