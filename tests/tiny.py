@@ -7,6 +7,7 @@ English training sets are made up, in the formats of the real ones.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,6 @@ from transformers import (
     BertConfig,
     BertForPreTraining,
     BertTokenizerFast,
-    DebertaV2Config,
-    DebertaV2ForMaskedLM,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
     XLMRobertaTokenizerFast,
@@ -106,6 +105,10 @@ def make_mbert(folder: Path, languages: tuple[str, ...]) -> Path:
 
 def make_mdeberta(folder: Path, tokens: Path, languages: tuple[str, ...]) -> Path:
     """Disentangled attention, as mDeBERTa's, over a tokenizer that is there already."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)  # transformers' own
+        from transformers import DebertaV2Config, DebertaV2ForMaskedLM
+
     tokenizer = XLMRobertaTokenizerFast.from_pretrained(tokens)
     config = DebertaV2Config(
         vocab_size=len(tokenizer), max_position_embeddings=512, pad_token_id=1, relative_attention=True,
