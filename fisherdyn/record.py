@@ -29,11 +29,13 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "update_norm": ("norm of the change in weights by the update from here", "1"),
     "empirical_trace": ("trace of the empirical Fisher, on the training batch", "nat"),
     "empirical_trace_se": ("standard error of the empirical Fisher's trace", "nat"),
-    "source_metric": ("accuracy on the source's development set", "1"),
-    "metric": ("accuracy on the target's test set", "1"),
+    "source_metric": ("accuracy, or F1 of spans, on the source's development set", "1"),
+    "metric": ("accuracy, or F1 of spans, on the target's test set", "1"),
+    "exact_match": ("exact match of spans on the target's test set", "1"),
+    "exact_match_at_best": ("exact match of spans on the target's test set, of the best checkpoint", "1"),
     "selected": ("step at which the layer opened (-1: never)", "step"),
     "best_step": ("step with the best source metric", "step"),
-    "metric_at_best": ("accuracy on the target's test set with the weights of best_step", "1"),
+    "metric_at_best": ("accuracy, or F1 of spans, on the target's test set, of the best checkpoint", "1"),
     "selection_trace": ("tr(F) of the candidates, as SELECT saw it", "nat"),
     "selection_trace_se": ("standard error of the candidates' tr(F)", "nat"),
     "selection_layer": ("layer that SELECT chose", "1"),
@@ -55,6 +57,11 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "run": ("run", "1"),
     "schedule": ("unfreezing schedule", "1"),
     "seed": ("seed of initial weights and data order", "1"),
+    "steps": ("optimizer steps of the run", "step"),
+    "lr": ("learning rate", "1"),
+    "interval": ("steps between openings", "step"),
+    "train_examples": ("training examples", "1"),
+    "tuning": ("what is trained", "1"),
 }
 
 

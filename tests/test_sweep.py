@@ -152,7 +152,7 @@ def test_repeating_a_finished_sweep_trains_nothing(finished, capsys):
         (["--interval", "0"], "--interval 0: expected at least 1"),
         (["--lr", "0"], "--lr 0.0: expected a positive number"),
         (["--lr", "nan"], "--lr nan: expected a positive number"),
-        (["--task", "moon"], "unknown task 'moon': choose one of world"),
+        (["--task", "moon"], "unknown task 'moon': choose one of world, "),
         (["--speed", "9"], "unrecognized arguments: --speed 9"),
         (["--out", "FILE"], "expected a folder, found a file"),
         (["--out", "FILE/sub"], "cannot be written"),

@@ -8,8 +8,10 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from transformers import BertForSequenceClassification
 
 from fisherdyn import tasks
+from fisherdyn.tasks.tuning import set_language
 from fisherdyn.tasks.world import concepts as c
 from fisherdyn.tasks.world import describe, encoder, grammar, inference, pretrain
 from fisherdyn.tasks.world.__main__ import main as describe_main
@@ -207,7 +209,7 @@ def test_pretraining_writes_what_the_task_loads(tmp_path, capsys):
     assert all({"command", "seconds"} <= set(recipe[f"adapter {code}"]) for code in Languages(0).codes)
     shipped = json.loads((encoder.WEIGHTS / encoder.RECIPE).read_text())
     assert set(shipped) == set(recipe)
-    model = encoder.build_madx(3, seed=0, weights=tmp_path)
+    model = encoder.build(BertForSequenceClassification, 0, num_labels=3, weights=tmp_path)
     assert sum(p.requires_grad for p in model.parameters()) > 0
     capsys.readouterr()
 
@@ -247,10 +249,10 @@ def test_the_language_adapter_is_active_and_swapped(task):
         model.get_parameter("bert.encoder.layer.4.output.adapters.so.adapter_up.bias").add_(1.0)
     changed = model(**batch).logits
     assert not torch.equal(before, changed)
-    encoder.set_language(model, "te")
+    set_language(model, "te")
     target = model(**batch).logits
     assert not torch.equal(target, changed)
-    encoder.set_language(model, "so")
+    set_language(model, "so")
     assert 0 <= task.evaluate()["te"](model) <= 1
     torch.testing.assert_close(model(**batch).logits, changed, rtol=0, atol=0)
     assert not model.training
@@ -272,7 +274,7 @@ def test_damaged_weights_are_named(tmp_path, harm):
     else:
         save_file({name: w[:1].clone() for name, w in load_file(victim).items()}, victim)
     with pytest.raises(encoder.CheckpointError, match=r"language-hu\.safetensors"):
-        encoder.build_madx(3, seed=0, weights=tmp_path)
+        encoder.build(BertForSequenceClassification, 0, num_labels=3, weights=tmp_path)
 
 
 def test_splits_do_not_share_examples_by_seed(task):

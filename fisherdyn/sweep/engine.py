@@ -6,16 +6,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 
+import numpy as np
 import torch
 import xarray as xr
 
-from .. import policies, tasks
-from ..train import fit
+from .. import policies, record, tasks
+from ..tasks.metrics import AnswerMetric
+from ..train import Metric, fit
 from .studies import Run, Settings
 
 
@@ -23,28 +25,54 @@ def execute(run: Run, settings: Settings) -> xr.Dataset:
     """Trains one run from scratch; a pure function of its arguments (on one kind of machine)."""
     # One thread whatever the engine: sums in another order would be other numbers.
     torch.set_num_threads(1)
-    task = tasks.load(settings.task)
+    settings = settings.of(run)
+    task = tasks.load(settings.task, **settings.options)
     model = task.build_model(run.seed)
     # Dropout, where the task has it, draws from the global state.
     torch.manual_seed(run.seed)
-    policy = policies.permutation(run.order) if run.order else policies.all_at_once()
+    metrics = task.evaluate()
     ds = fit(
         model,
         task.train_loader(run.seed),
-        policy=policy,
+        policy=_policy(run),
         interval=settings.interval,
         steps=settings.steps,
         lr=settings.lr,
         layers=task.layers(model),
         probe_loader=task.probe_loader(),
         evaluate_source=task.evaluate_source(),
-        evaluate=task.evaluate(),
+        evaluate=metrics,
         record_every=settings.record_every,
         evaluate_every=settings.evaluate_every,
         seed=run.seed,
+        **settings.fit,
     )
-    distances = [task.distances[str(target)] for target in ds["target"].values]
-    return ds.assign_coords(distance=("target", distances))
+    return _with_distances(_with_exact_match(ds, metrics), task.distances)
+
+
+def _policy(run: Run) -> policies.Policy:
+    if run.policy in ("", "permutation"):
+        return policies.permutation(run.order) if run.order else policies.all_at_once()
+    return policies.NAMED[run.policy]()
+
+
+def _with_exact_match(ds: xr.Dataset, metrics: Mapping[str, Metric]) -> xr.Dataset:
+    """The exact match beside the F1 of extraction, from the calls that gave the F1; the best checkpoint's is the last."""
+    if not all(isinstance(metric, AnswerMetric) for metric in metrics.values()):
+        return ds
+    calls = np.array([metric.exact_matches for metric in metrics.values()]).T  # type: ignore[attr-defined]
+    ds["exact_match"] = (("eval_step", "target"), calls[: ds.sizes["eval_step"]])
+    if "metric_at_best" in ds:
+        ds["exact_match_at_best"] = (("target",), calls[-1])
+    return record.describe(ds)
+
+
+def _with_distances(ds: xr.Dataset, distances: Mapping[str, float]) -> xr.Dataset:
+    if not distances:
+        return ds
+    return record.describe(
+        ds.assign_coords(distance=("target", [distances[str(target)] for target in ds["target"].values]))
+    )
 
 
 Execute = Callable[[Run, Settings], xr.Dataset]

@@ -29,7 +29,7 @@ def table(ds: xr.Dataset) -> str:
         best, worst = language.idxmax("target").item(), language.idxmin("target").item()
         more = "≥ " if bool((by["censored"].sel(schedule=name) > 0).any()) else ""
         rows.append(
-            f"| {name} | {source:.1f} | {transfer.estimate:.1f} {_half(transfer)} "
+            f"| {name} | {source:.1f} | {transfer.estimate:.1f} {half(transfer)} "
             f"| {best} {float(language.max()):.1f} | {worst} {float(language.min()):.1f} "
             f"| {float(by['peak'].sel(schedule=name).mean()):.3g} "
             f"| {more}{float(by['width'].sel(schedule=name).mean()):.0f} |"
@@ -51,7 +51,7 @@ def findings(ds: xr.Dataset) -> str:
     names = transfer["schedule"].values.tolist()
     said = []
     if STANDARD in names and TOP_DOWN in names:
-        said.append(_compared(found, TOP_DOWN, STANDARD))
+        said.append(compared(found, TOP_DOWN, STANDARD))
     orders = [name for name in names if name != STANDARD]
     if len(orders) > 1:
         said.append(_spread(transfer.sel(schedule=orders)))
@@ -63,7 +63,7 @@ def findings(ds: xr.Dataset) -> str:
     return "\n".join(f"- {sentence}" for sentence in said if sentence)
 
 
-def _half(x: analysis.Interval) -> str:
+def half(x: analysis.Interval) -> str:
     return "(one seed)" if x.n < 2 else f"± {x.half:.1f}"
 
 
@@ -73,7 +73,8 @@ def _points(x: analysis.Interval) -> str:
     return f"{100 * x.estimate:+.1f} points [{100 * x.low:+.1f}, {100 * x.high:+.1f}], p = {x.p:.2g}, {x.n} seeds"
 
 
-def _compared(found: xr.Dataset, first: str, second: str) -> str:
+def compared(found: xr.Dataset, first: str, second: str) -> str:
+    """Whether `first` transfers better than `second`: source and transfer over run, paired by seed."""
     transfer = analysis.paired_difference(found["transfer"], first, second)
     source = analysis.paired_difference(found["source"], first, second)
     if transfer.n < 2:
@@ -132,6 +133,8 @@ def _hill(found: xr.Dataset) -> str:
 
 
 def _by_distance(ds: xr.Dataset) -> str:
+    if "distance" not in ds.coords:
+        return ""
     accuracy = analysis.result(ds).mean("run")
     rho = analysis.rank_correlation(ds["distance"].values, accuracy.values)
     if np.isnan(rho.estimate):

@@ -67,11 +67,16 @@ class SweepStore:
     def _zarr(self) -> Path:
         return self.folder / RUNS
 
+    @property
+    def _shared(self) -> tuple[str, ...]:
+        """Variables that are the same in every run."""
+        return () if any("tuning" in run.changes for run in self.runs) else ("num_params",)
+
     def _check_plan(self) -> None:
         plan = {
             "study": self.study,
             "settings": self.settings.asdict(),
-            "runs": [[run.schedule, list(run.order), run.seed] for run in self.runs],
+            "runs": [_plain(run) for run in self.runs],
             "versions": record.provenance(),
         }
         path = self.folder / PLAN
@@ -105,37 +110,79 @@ class SweepStore:
 
     def write(self, index: int, ds: xr.Dataset) -> None:
         """Keeps one run: its variables first, then its status."""
-        if not self._zarr.exists():
+        ds = self._on_common_steps(ds)
+        if self._zarr.exists():
+            self._add_missing(ds)
+        else:
             self._create(ds)
         region = {"run": slice(index, index + 1)}
-        by_run = [name for name in ds.data_vars if name not in _SHARED]
+        by_run = [name for name in ds.data_vars if name not in self._shared]
         one = ds[by_run].drop_vars(ds.coords).expand_dims("run")
         one.to_zarr(self._zarr, region=region, consolidated=False)
         status = xr.Dataset({"status": ("run", np.ones(1, dtype=np.int8))})
         status.to_zarr(self._zarr, region=region, consolidated=False)
 
+    def _on_common_steps(self, ds: xr.Dataset) -> xr.Dataset:
+        """Runs may differ in length and k: each is put on the steps of all, and has nothing where it had no record."""
+        each = [self.settings.of(run) for run in self.runs]
+        layers = ds.sizes.get("layer", 0)
+        common = {
+            "step": {step for one in each for step in one.record_steps()},
+            "eval_step": {step for one in each for step in one.evaluation_steps()},
+            "selection_step": {step for one in each for step in one.selection_steps(layers)},
+        }
+        axes = {axis: sorted(steps | {*ds[axis].values.tolist()}) for axis, steps in common.items() if axis in ds.dims}
+        if all(steps == ds[axis].values.tolist() for axis, steps in axes.items()):
+            return ds
+        return ds.reindex(axes, fill_value={str(name): _fill(v) for name, v in ds.data_vars.items()})
+
+    def _add_missing(self, ds: xr.Dataset) -> None:
+        """Room for variables that this run is the first to have, such as what FUN's choices rested on."""
+        with xr.open_zarr(self._zarr, consolidated=False) as kept:
+            missing = [name for name in ds.data_vars if name not in kept]
+            if not missing:
+                return
+            known, attrs = [name for name in ds.coords if name in kept.coords], kept.attrs
+        variables, encoding = self._empty(ds[missing])
+        added = xr.Dataset(variables, ds[missing].drop_vars(known, errors="ignore").coords, attrs)
+        record.describe(added).to_zarr(self._zarr, mode="a", encoding=encoding, consolidated=False)
+
+    def _empty(self, ds: xr.Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A run's variables for all runs, without values, and how they are cut: one chunk a run."""
+        variables: dict[str, Any] = {}
+        encoding: dict[str, Any] = {}
+        for name, values in ds.data_vars.items():
+            if name in self._shared:
+                variables[str(name)] = (values.dims, values.values)
+                continue
+            shape = (len(self.runs), *values.shape)
+            variables[str(name)] = (("run", *values.dims), np.full(shape, _fill(values), dtype=values.dtype))
+            encoding[str(name)] = {"chunks": (1, *values.shape)}
+        return variables, encoding
+
+    def _own_coordinates(self) -> dict[str, Any]:
+        """What differs between runs, over run; what they share is an attribute."""
+        each = [self.settings.of(run).asdict() for run in self.runs]
+        changed = {key for run in self.runs for key in run.changes}
+        return {key: ("run", [one[key] for one in each]) for key in _OWN if key in changed}
+
     def _create(self, first: xr.Dataset) -> None:
         """The empty store, shaped as the first finished run, one chunk a run; it appears whole or not at all."""
         n = len(self.runs)
-        variables: dict[str, Any] = {"status": (("run",), np.zeros(n, dtype=np.int8))}
-        encoding: dict[str, Any] = {"status": {"chunks": (1,)}}
-        for name, values in first.data_vars.items():
-            if name in _SHARED:
-                variables[str(name)] = (values.dims, values.values)
-                continue
-            shape = (n, *values.shape)
-            fill = np.nan if values.dtype.kind == "f" else -1
-            variables[str(name)] = (("run", *values.dims), np.full(shape, fill, dtype=values.dtype))
-            encoding[str(name)] = {"chunks": (1, *values.shape)}
+        variables, encoding = self._empty(first)
+        variables = {"status": (("run",), np.zeros(n, dtype=np.int8)), **variables}
+        encoding["status"] = {"chunks": (1,)}
         coords = {
             **{str(name): (coord.dims, coord.values) for name, coord in first.coords.items()},
             "run": np.arange(n),
             "schedule": ("run", [run.schedule for run in self.runs]),
             "seed": ("run", [run.seed for run in self.runs]),
+            **self._own_coordinates(),
         }
         own = ("policy", "seed", "interval", "steps", "lr")
         attrs = {key: value for key, value in first.attrs.items() if key not in own}
-        template = record.build(variables, coords, {**attrs, "study": self.study, **self.settings.asdict()})
+        shared = {key: value for key, value in self.settings.asdict().items() if key not in coords}
+        template = record.build(variables, coords, {**attrs, "study": self.study, **shared})
         making = self.folder / f".{RUNS}.making"
         shutil.rmtree(making, ignore_errors=True)
         # Format 2: zarr's third has no text of fixed length yet, which is what every reader of xarray handles.
@@ -159,8 +206,18 @@ class SweepStore:
         return path
 
 
-_SHARED = ("num_params",)
-"""Variables that are the same in every run."""
+_OWN = ("steps", "lr", "interval", "train_examples", "tuning")
+"""What runs may differ in, beside schedule and seed."""
+
+
+def _fill(values: xr.DataArray) -> Any:
+    """What stands where a run has no value."""
+    return {"f": np.nan, "U": ""}.get(values.dtype.kind, -1)
+
+
+def _plain(run: Run) -> list[Any]:
+    """A run as JSON gives it back."""
+    return [run.schedule, list(run.order), run.seed, run.policy, dict(run.changes)]
 
 
 def _write_whole(path: Path, text: str) -> None:

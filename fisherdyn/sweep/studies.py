@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+
+from .recipes import Recipe
 
 FIGURE_4: tuple[tuple[int, ...], ...] = (
     (10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
@@ -24,20 +26,46 @@ LAYERS = 12
 """Of the models that Figure 4's schedules are for."""
 
 STANDARD, TOP_DOWN = "standard", "top-down"
+METHODS: dict[str, str] = {
+    STANDARD: "standard",
+    "random": "random",
+    TOP_DOWN: "top_down",
+    "LPFT": "linear_probing",
+    "FUN": "fun",
+    "reverse": "bottom_up",
+    "full": "standard",
+}
+"""Row of a table -> its policy. "full" is standard training of every weight."""
+LOW_RESOURCE_METHODS, REVERSE_METHODS = (STANDARD, TOP_DOWN, "FUN"), (TOP_DOWN, "reverse")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. `order` is empty for standard training."""
+    """One training run.
+
+    Attributes:
+        schedule: the name of its row.
+        order: of opening, for policy "permutation".
+        policy: "permutation", or a name in `policies.NAMED`; by default the first where there is an order, else "standard".
+        changes: settings and task options that are this run's own.
+    """
 
     schedule: str
     order: tuple[int, ...]
     seed: int
+    policy: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a study share; two sweeps with equal settings and runs give the same numbers."""
+    """What all runs of a study share, but for their `changes`; equal settings and runs give the same numbers.
+
+    Attributes:
+        options: of the task: model, data, tuning, ...
+        skipped: targets without a language adapter, said in the record.
+        fit: further arguments of fit().
+    """
 
     task: str = "world"
     steps: int = 140
@@ -45,9 +73,45 @@ class Settings:
     lr: float = 8e-3
     record_every: int = 9
     evaluate_every: int = 35
+    options: Mapping[str, Any] = field(default_factory=dict)
+    skipped: str = ""
+    fit: Mapping[str, Any] = field(default_factory=dict)
 
     def asdict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Flat and in plain values, as a file's attributes must be."""
+        own = asdict(self)
+        flat = {**own.pop("options"), **own.pop("fit")}
+        return {key: _plain(value) for key, value in {**own, **flat}.items() if value not in ("", None)}
+
+    def of(self, run: Run) -> Settings:
+        """The settings of one run."""
+        names = {one.name for one in fields(self)}
+        own = {key: value for key, value in run.changes.items() if key in names}
+        options = {key: value for key, value in run.changes.items() if key not in names}
+        return replace(self, **own, options={**self.options, **options})
+
+    def record_steps(self) -> list[int]:
+        """The steps at which fit() records."""
+        return _every(self.steps, self.record_every, first=0)
+
+    def evaluation_steps(self) -> list[int]:
+        """The steps at which fit() evaluates the targets."""
+        return _every(self.steps, self.evaluate_every, first=self.evaluate_every)
+
+    def selection_steps(self, layers: int) -> list[int]:
+        """The steps at which SELECT may be asked."""
+        return list(range(self.interval, min(self.steps, self.interval * layers) + 1, self.interval))
+
+
+def _plain(value: Any) -> Any:
+    """NetCDF knows neither truth values nor lists of texts."""
+    if isinstance(value, bool):
+        return int(value)
+    return ", ".join(value) if isinstance(value, list) else value
+
+
+def _every(steps: int, interval: int, first: int) -> list[int]:
+    return sorted({*range(first, steps, interval), steps})
 
 
 def parse_order(text: str, layers: int = LAYERS) -> tuple[int, ...]:
@@ -94,3 +158,25 @@ def permutations(seeds: Sequence[int], schedules: int = 10, orders: Sequence[tup
             raise ValueError(f"--order {','.join(map(str, order))} is there already")
         named["-".join(map(str, order))] = order
     return [Run(name, order, seed) for seed in seeds for name, order in named.items()]
+
+
+def of_recipe(
+    recipe: Recipe, seeds: Sequence[int], methods: Iterable[str], given: Mapping[str, Any], base: Mapping[str, Any]
+) -> list[Run]:
+    """A run for each seed, number of training examples (where the recipe has several) and method.
+
+    Args:
+        recipe: the hyperparameters of each row.
+        given: steps, lr and interval that the user wants instead.
+        base: settings and task options that all runs share; what a row has otherwise becomes its `changes`.
+    """
+    runs = []
+    for seed in seeds:
+        for size in recipe.sizes or (base.get("train_examples"),):
+            for method in methods:
+                own: dict[str, Any] = recipe.of(method, size, given)
+                own |= {} if size is None else {"train_examples": size}
+                own |= {"tuning": "full"} if method == "full" else {}
+                changes = {key: value for key, value in own.items() if base.get(key) != value}
+                runs.append(Run(method, (), seed, METHODS[method], changes))
+    return runs

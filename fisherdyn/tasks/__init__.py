@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -20,9 +21,14 @@ class Task(Protocol):
 
     name: str
     source: str
+    targets: tuple[str, ...]
+    """In the order of evaluation."""
+    skipped: Mapping[str, str]
+    """Targets that are left out, and why: they are in no dimension of the record, so that nothing in it is NaN."""
     distances: Mapping[str, float]
-    """Target -> its distance from the source, in the order of evaluation."""
+    """Target -> its distance from the source, where that is known."""
 
+    def check(self) -> None: ...
     def build_model(self, seed: int) -> nn.Module: ...
     def layers(self, model: nn.Module) -> Layers: ...
     def train_loader(self, seed: int) -> Loader: ...
@@ -37,14 +43,22 @@ class _Entry:
     factory: str
 
 
-REGISTRY = {"world": _Entry(".world.task", "InferenceTask")}
+REGISTRY = {
+    "world": _Entry(".world.task", "InferenceTask"),
+    "world-choice": _Entry(".world.choice", "ChoiceTask"),
+    "world-span": _Entry(".world.span", "SpanTask"),
+    "xnli": _Entry(".text.classify", "XNLI"),
+    "xcopa": _Entry(".text.classify", "XCOPA"),
+    "xquad": _Entry(".text.extract", "XQuAD"),
+    "mlqa": _Entry(".text.extract", "MLQA"),
+}
 
 
 def load(name: str, **options: Any) -> Task:
     """A task by its name.
 
     Raises:
-        ValueError: there is no such task; the message lists those there are.
+        ValueError: there is no such task or option; the message lists those there are.
         ImportError: the packages that tasks need are not installed.
     """
     if name not in REGISTRY:
@@ -55,4 +69,7 @@ def load(name: str, **options: Any) -> Task:
     except ModuleNotFoundError as error:
         raise ImportError(f"task {name!r} needs {error.name}: pip install 'fisherdyn[tasks]'") from error
     factory: Callable[..., Task] = getattr(module, entry.factory)
+    known = signature(factory).parameters
+    if unknown := [option for option in options if option not in known]:
+        raise ValueError(f"task {name!r} has no option {', '.join(unknown)}: it has {', '.join(known)}")
     return factory(**options)

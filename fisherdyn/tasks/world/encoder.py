@@ -1,23 +1,19 @@
-"""The shipped encoder, its language adapters, and MAD-X around them."""
+"""The shipped encoder, its language adapters, and a task's head on top."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import adapters
 import torch
 from adapters import SeqBnConfig
-from adapters.composition import Stack
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import BertConfig, BertPreTrainedModel, PreTrainedModel
 
-from .languages import LANGUAGES
+from ..tuning import ADAPTER, attach
+from .languages import LANGUAGES, SOURCE
 
 WEIGHTS = Path(__file__).parent / "weights"
 ENCODER, RECIPE = "encoder.safetensors", "recipe.json"
@@ -25,7 +21,6 @@ WORLD_SEED = 0
 """The world that the shipped encoder knows: another seed has other words."""
 LANGUAGE_REDUCTION = 2
 """Bottleneck of a language adapter: hidden size over this (MAD-X's own)."""
-TASK_ADAPTER = "task"
 
 
 def language_file(code: str) -> str:
@@ -53,6 +48,7 @@ def load(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: damaged checkpoint ({error}); {remedy}") from error
 
 
+@torch.no_grad()
 def fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Copies every tensor of `state` in; a name or shape that does not fit is an error."""
     own = module.state_dict()
@@ -63,29 +59,25 @@ def fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
         own[name].copy_(weight)
 
 
-@contextmanager
-def _none_active_yet() -> Iterator[None]:
-    """The adapters library warns of it, even while the first one is being activated."""
-    logger = logging.getLogger("adapters.model_mixin")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def build(
+    head: type[BertPreTrainedModel],
+    seed: int,
+    *,
+    num_labels: int = 2,
+    tuning: str = ADAPTER,
+    reduction: int = 8,
+    dropout: float = 0.0,
+    weights: Path = WEIGHTS,
+) -> BertPreTrainedModel:
+    """The shipped encoder under a fresh head, and what `tuning` trains in it (`tuning.attach`).
 
-
-def build_madx(
-    num_labels: int, seed: int, reduction: int = 8, dropout: float = 0.0, weights: Path = WEIGHTS
-) -> BertForSequenceClassification:
-    """The frozen encoder with all language adapters, a fresh task adapter and a fresh classifier.
-
-    Active: the source's language adapter, then the task adapter in each layer. Trainable: the task adapter and the
-    classifier; every other weight, the pooler included, is frozen.
+    With adapters: all language adapters, of which the source's is active, then a fresh task adapter in each layer, which
+    is trained with the classifier; every other weight, the pooler included, is frozen.
 
     Args:
-        num_labels: classes of the task.
+        head: the class of the model, such as BertForSequenceClassification.
         seed: of the fresh weights. The global random state is left as it was.
+        num_labels: classes of the task.
         reduction: hidden size over the task adapter's bottleneck (64 / 8 = 8 units).
         dropout: of the whole encoder while it trains.
         weights: a folder that `python -m fisherdyn.tasks.world.pretrain` wrote.
@@ -101,26 +93,21 @@ def build_madx(
         attention_probs_dropout_prob=dropout,
         attn_implementation="eager",
     )
+    own = {key.removeprefix("bert."): w for key, w in state.items() if key.startswith("bert.")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BertForSequenceClassification(config)
-        adapters.init(model)
-        for language in LANGUAGES:
-            model.add_adapter(language.code, config=SeqBnConfig(reduction_factor=LANGUAGE_REDUCTION))
-        model.add_adapter(TASK_ADAPTER, config=SeqBnConfig(reduction_factor=reduction))
-    with torch.no_grad():
-        bert = {key.removeprefix("bert."): w for key, w in state.items() if key.startswith("bert.")}
-        fill(model.bert, bert, weights / ENCODER)
-        for language in LANGUAGES:
-            path = weights / language_file(language.code)
-            fill(model.bert, load(path), path)
-    with _none_active_yet():
-        model.train_adapter(Stack(LANGUAGES[0].code, TASK_ADAPTER))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(f".adapters.{TASK_ADAPTER}." in name or name.startswith("classifier."))
+        model = head(config)
+        if model.bert.pooler is None:  # extraction reads every position
+            own = {key: w for key, w in own.items() if not key.startswith("pooler.")}
+        fresh = [name for name, _ in model.named_parameters() if not name.startswith("bert.")]
+        fill(model.bert, own, weights / ENCODER)
+        languages = partial(_add_language_adapters, weights=weights)
+        attach(model, tuning, fresh, source=SOURCE, reduction=reduction, languages=languages)
     return model
 
 
-def set_language(model: Any, code: str) -> None:
-    """Swaps the language adapter under the task adapter: zero-shot transfer is this one line."""
-    model.set_active_adapters(Stack(code, TASK_ADAPTER))
+def _add_language_adapters(model: BertPreTrainedModel, weights: Path) -> None:
+    for language in LANGUAGES:
+        model.add_adapter(language.code, config=SeqBnConfig(reduction_factor=LANGUAGE_REDUCTION))
+        path = weights / language_file(language.code)
+        fill(model.bert, load(path), path)

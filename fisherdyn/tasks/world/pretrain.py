@@ -140,8 +140,7 @@ def load_encoder(languages: Languages, folder: Path) -> BertForPreTraining:
     """The encoder that a folder holds, with its language-model head."""
     encoder = build_encoder(languages)
     path = folder / ENCODER
-    with torch.no_grad():
-        fill(encoder, load(path), path)
+    fill(encoder, load(path), path)
     return encoder
 
 

@@ -1,43 +1,54 @@
-"""The world's inference task, as a study sees it: trained in the source language, tested in the nine others."""
+"""The world's tasks, as a study sees them: trained in the source language, tested in the nine others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from transformers import BertForSequenceClassification, BertPreTrainedModel
 
-from ...layers import Layers, adapter_layers
+from ...layers import Layers
 from ...train import Metric
-from .encoder import TASK_ADAPTER, WEIGHTS, WORLD_SEED, build_madx, set_language
-from .inference import CLASSES, make_split
+from .. import tuning as tunings
+from ..batches import Batch, ShuffledBatches, in_order, select
+from . import encoder, inference
 from .languages import LANGUAGES, SOURCE, Languages, distance
 
-Split = dict[str, Tensor]
+INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 TRAIN, DEVELOPMENT, TEST, PROBE = range(4)
 """The last number of each split's seed: splits never share random numbers."""
 
 
-class InferenceTask:
-    """Three-way inference between two sentences.
+class WorldTask:
+    """A task of the world: a head on the shipped encoder, and splits that are made as they are asked for.
 
     Args:
         train_examples, dev_examples, test_examples: in the source; in the source; in each target.
         probe_examples: unlabelled source inputs, apart from the others, that tr(F) is measured on.
         batch: examples a training step.
+        tuning: what is trained: "adapter", "lora" or "full".
         reduction: hidden size over the task adapter's bottleneck.
         dropout: of the encoder while it trains.
+        languages: targets, by their codes; all nine by default.
         seed: of the splits; the world itself is the one that the encoder knows.
         weights: folder of the encoder.
+
+    Raises:
+        ValueError: an unknown language or tuning, or a split without examples.
     """
 
-    name = "world"
+    name: ClassVar[str]
+    head: ClassVar[type[BertPreTrainedModel]]
+    num_labels: ClassVar[int] = 2
+    stream: ClassVar[int]
+    """Of the task's random numbers: two tasks never share any."""
     source = SOURCE
-    distances: ClassVar[Mapping[str, float]] = {language.code: distance(language) for language in LANGUAGES[1:]}
+    skipped: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -46,10 +57,12 @@ class InferenceTask:
         test_examples: int = 200,
         probe_examples: int = 64,
         batch: int = 32,
+        tuning: str = tunings.ADAPTER,
         reduction: int = 8,
         dropout: float = 0.0,
+        languages: tuple[str, ...] = (),
         seed: int = 0,
-        weights: Path = WEIGHTS,
+        weights: Path = encoder.WEIGHTS,
     ) -> None:
         self.sizes = {
             TRAIN: train_examples,
@@ -59,73 +72,92 @@ class InferenceTask:
         }
         if min(*self.sizes.values(), batch) < 1:
             raise ValueError(f"expected at least one example in every split and batch, got {self.sizes}, batch {batch}")
-        self.batch, self.reduction, self.dropout = batch, reduction, dropout
+        tunings.check(tuning)
+        self.batch, self.tuning, self.reduction, self.dropout = batch, tuning, reduction, dropout
         self.seed, self.weights = seed, weights
-        self.languages = Languages(WORLD_SEED)
+        self.languages = Languages(encoder.WORLD_SEED)
+        self.targets = tuple(languages) or self.languages.codes[1:]
+        self.distances = {code: distance(LANGUAGES[self.languages.index(code)]) for code in self.targets}
+
+    def make_split(self, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """n examples in one language: INPUTS (n, ..., T) and what is to be predicted (n,)."""
+        raise NotImplementedError
+
+    def metric(self, split: Batch, code: str) -> Metric:
+        """What a model is worth on a split in a language."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Reads all that a run will read.
+
+        Raises:
+            CheckpointError: weights are missing or damaged.
+        """
+        self.build_model(0)
 
     def build_model(self, seed: int) -> nn.Module:
-        return build_madx(len(CLASSES), seed, self.reduction, self.dropout, self.weights)
+        return encoder.build(
+            self.head,
+            seed,
+            num_labels=self.num_labels,
+            tuning=self.tuning,
+            reduction=self.reduction,
+            dropout=self.dropout,
+            weights=self.weights,
+        )
 
     def layers(self, model: nn.Module) -> Layers:
-        return adapter_layers(model, TASK_ADAPTER)
+        return tunings.layers_of(model, self.tuning)
 
-    def split(self, which: int, code: str = SOURCE) -> Split:
+    def split(self, which: int, code: str = SOURCE) -> Batch:
         """One of TRAIN, DEVELOPMENT, TEST, PROBE in one language."""
-        rng = np.random.default_rng([self.seed, 5, self.languages.index(code), which])
-        arrays = make_split(self.languages, code, self.sizes[which], rng)
+        rng = np.random.default_rng([self.seed, self.stream, self.languages.index(code), which])
+        arrays = self.make_split(code, self.sizes[which], rng)
         return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
 
     @cached_property
-    def _train(self) -> Split:
+    def _train(self) -> Batch:
         return self.split(TRAIN)
 
     def train_loader(self, seed: int) -> ShuffledBatches:
-        return ShuffledBatches(self._train, self.batch, seed)
+        return ShuffledBatches(self.sizes[TRAIN], self.batch, seed, partial(select, self._train))
 
-    def probe_loader(self) -> list[Split]:
-        split = self.split(PROBE)
-        return [{name: x for name, x in batch.items() if name != "labels"} for batch in _batches(split, 64)]
+    def probe_loader(self) -> list[Batch]:
+        split = {name: x for name, x in self.split(PROBE).items() if name in INPUTS}
+        return list(in_order(torch.arange(self.sizes[PROBE]), 64, partial(select, split)))
 
     def evaluate_source(self) -> Metric:
-        return partial(accuracy, split=self.split(DEVELOPMENT), code=SOURCE)
+        return self.metric(self.split(DEVELOPMENT), SOURCE)
 
     def evaluate(self) -> dict[str, Metric]:
-        return {code: partial(accuracy, split=self.split(TEST, code), code=code) for code in self.distances}
+        return {code: self.metric(self.split(TEST, code), code) for code in self.targets}
 
 
-class ShuffledBatches:
-    """A loader with an order of its own: each reading is a new shuffle, drawn from its own generator.
+class ClassifyingTask(WorldTask):
+    """A task whose answer is one of a few: the metric is accuracy."""
 
-    The last batch of a reading is short where the batch size does not divide the examples. Batches are trimmed to their
-    longest example.
-    """
-
-    def __init__(self, split: Split, batch: int, seed: int) -> None:
-        self.split, self.batch = split, batch
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __iter__(self) -> Iterator[Split]:
-        order = torch.randperm(len(self.split["labels"]), generator=self.generator)
-        return _batches({name: x[order] for name, x in self.split.items()}, self.batch)
+    def metric(self, split: Batch, code: str) -> Metric:
+        return partial(accuracy, split=split, code=code, tuning=self.tuning)
 
 
-def _batches(split: Split, size: int) -> Iterator[Split]:
-    for start in range(0, len(split["input_ids"]), size):
-        batch = {name: x[start : start + size] for name, x in split.items()}
-        longest = int(batch["attention_mask"].sum(dim=1).max())
-        yield {name: x[:, :longest] if x.ndim == 2 else x for name, x in batch.items()}
+class InferenceTask(ClassifyingTask):
+    """Three-way inference between two sentences."""
+
+    name = "world"
+    head: ClassVar = BertForSequenceClassification
+    num_labels = len(inference.CLASSES)
+    stream = 5
+
+    def make_split(self, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return inference.make_split(self.languages, code, n, rng)
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, split: Split, code: str) -> float:
+def accuracy(model: nn.Module, split: Batch, code: str, tuning: str = tunings.ADAPTER) -> float:
     """Share of right answers, 0 to 1, with the language's adapter in; the source's is back in afterwards."""
-    training = model.training
-    model.eval()
-    set_language(model, code)
     right = 0
-    for batch in _batches(split, 128):
-        labels = batch.pop("labels")
-        right += int((model(**batch).logits.argmax(dim=1) == labels).sum())
-    set_language(model, SOURCE)
-    model.train(training)
+    with tunings.in_language(model, tuning, code, SOURCE) as device:
+        for batch in in_order(torch.arange(len(split["labels"])), 128, partial(select, split)):
+            labels = batch.pop("labels").to(device)
+            logits = model(**{name: x.to(device) for name, x in batch.items()}).logits
+            right += int((logits.argmax(dim=1) == labels).sum())
     return right / len(split["labels"])

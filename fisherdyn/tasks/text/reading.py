@@ -1,0 +1,138 @@
+"""Rows of a data set, from a local folder or from the hub, checked before anything is trained on them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .sources import Split
+
+Row = dict[str, Any]
+ENDINGS = (".jsonl", ".json", ".parquet")
+
+
+class MissingError(ValueError):
+    """A file, a model or a data set that is not there, not whole, or not what it should be; one line, with a remedy."""
+
+
+def read(split: Split, language: str = "en", folder: Path | None = None) -> list[Row]:
+    """All rows of a split.
+
+    Args:
+        folder: holds `split.file` with one of ENDINGS: a JSON object a line, SQuAD's nested JSON, or the hub's parquet.
+            None: the hub, or its cache where the hub is switched off.
+
+    Raises:
+        MissingError: there is no such file, it is damaged, empty or lacks a field; or the hub and its cache lack it.
+    """
+    if folder is None:
+        where = f"data set {split.repository} ({split.config.format(lang=language)})"
+        rows = _from_hub(split, language, where)
+    else:
+        path = find(split, language, folder)
+        where = str(path)
+        rows = _from_file(path)
+    if not rows:
+        raise MissingError(f"{where}: expected rows, found none")
+    missing = [field for field in split.fields if any(row.get(field) is None for row in rows)]
+    if missing:
+        raise MissingError(
+            f"{where}: expected rows with {', '.join(split.fields)}; {', '.join(missing)} missing in some"
+        )
+    return rows
+
+
+def find(split: Split, language: str, folder: Path) -> Path:
+    """The file of a split in a folder."""
+    if not folder.is_dir():
+        raise MissingError(f"--data {folder}: no such folder")
+    stem = split.file.format(lang=language)
+    for ending in ENDINGS:
+        if (path := folder / f"{stem}{ending}").is_file():
+            return path
+    raise MissingError(f"--data {folder}: has no {stem}{'|'.join(ENDINGS)}")
+
+
+def _from_file(path: Path) -> list[Row]:
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as parquet
+
+            return parquet.read_table(path).to_pylist()
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            return [_row(json.loads(line)) for line in text.splitlines() if line.strip()]
+        return list(_unnested(json.loads(text)))
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise MissingError(f"{path}: damaged ({first_line(error)}); get it again") from error
+
+
+def _row(value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, got {type(value).__name__}")
+    return value
+
+
+def _unnested(content: Any) -> Iterator[Row]:
+    """SQuAD's articles, paragraphs and questions as the hub's rows; a list is rows already."""
+    if isinstance(content, list):
+        yield from map(_row, content)
+        return
+    for article in content["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                answers = {
+                    "text": [answer["text"] for answer in qa["answers"]],
+                    "answer_start": [answer["answer_start"] for answer in qa["answers"]],
+                }
+                yield {
+                    "id": qa["id"],
+                    "context": paragraph["context"],
+                    "question": qa["question"],
+                    "answers": answers,
+                }
+
+
+def _from_hub(split: Split, language: str, where: str) -> list[Row]:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{where} needs datasets: pip install 'fisherdyn[data]'") from error
+    with told(where, "connect once, or give a folder with --data DIR"):
+        config = split.config.format(lang=language)
+        return datasets.load_dataset(split.repository, config, split=split.split, revision=split.revision).to_list()
+
+
+@contextmanager
+def told(what: str, remedy: str) -> Iterator[None]:
+    """Whatever a hub, a cache or a damaged file raises becomes one line that says what is missing and what to do.
+
+    The hub's client retries for about half a minute where it is not switched off; what it logs meanwhile is not shown.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except MissingError:
+        raise
+    except Exception as error:  # safetensors, pickle, hub, network and configuration errors share no base class
+        raise MissingError(f"{what}: cannot be loaded ({first_line(error)}); {remedy}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def check_labels(rows: Sequence[Row], classes: int, where: str) -> None:
+    """Every label must be one of the classes; hidden ones (-1) are refused."""
+    wrong = [row["label"] for row in rows if row["label"] not in range(classes)]
+    if wrong:
+        raise MissingError(f"{where}: expected labels 0 to {classes - 1}, found {wrong[0]!r} ({len(wrong)} such rows)")

@@ -1,0 +1,404 @@
+"""The paper's studies by the command line, from local files, with the network gone; the recipes; the world's other tasks."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import xarray as xr
+
+from fisherdyn import fit, policies, record, tasks
+from fisherdyn.sweep import estimate, recipes, studies, tables
+from fisherdyn.sweep.__main__ import main, parse, plan
+from fisherdyn.sweep.engine import _with_exact_match, execute
+from fisherdyn.sweep.store import SweepStore
+from fisherdyn.sweep.studies import METHODS, Run, Settings
+from fisherdyn.tasks.metrics import AnswerMetric
+
+shared = pytest.mark.skipif(not tiny.SHARED.is_dir(), reason="the shared data are not beside the project")
+TASKS = {
+    "xnli": ("ar", "th", "zh"),
+    "xcopa": ("et", "th", "zh"),
+    "xquad": ("ar", "th", "zh"),
+    "mlqa": ("ar", "zh"),
+}
+
+
+WITHOUT_ADAPTER = {"xnli": "es,tr", "xcopa": "it,tr", "xquad": "es,tr", "mlqa": "es,vi"}
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def folders(hub: Path, model: str) -> list[str]:
+    own = hub / model
+    return ["--model", str(own / "model"), "--adapters", str(own / "adapters"), "--data", str(hub / "data")]
+
+
+def stored(path: Path) -> xr.Dataset:
+    with xr.open_dataset(path) as ds:
+        return ds.load()
+
+
+# ---- from end to end -------------------------------------------------------------------------------------------------
+
+
+@shared
+@pytest.mark.parametrize("model", ["xlmr", "mbert"])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_study_trains_swaps_and_evaluates(hub, tmp_path, no_network, capsys, task, model):
+    """Standard, random, GU, LPFT, FUN, reverse and full fine-tuning, each 3 steps with k = 1."""
+    small = ["--seeds", "1", "--steps", "3", "--interval", "1", "--workers", "1", "--train-examples", "16"]
+    assert main(["compare", "--task", task, *folders(hub, model), *small, "--out", str(tmp_path)]) == 0
+    ds = stored(tmp_path / "compare.nc")
+    assert ds["schedule"].values.tolist() == list(METHODS)
+    assert tuple(ds["target"].values) == TASKS[task]
+    assert "no language adapter" in ds.attrs["skipped"]
+    for name, values in ds.data_vars.items():
+        if values.dtype.kind == "f" and not str(name).startswith("selection"):  # which FUN alone has
+            missing = int(np.isnan(values.values).sum())
+            assert missing == (7 if name == "train_loss" else 0), name  # none before the first step
+    assert ((ds["metric"] >= 0) & (ds["metric"] <= 1)).all()
+    assert ("exact_match" in ds) == (task in ("xquad", "mlqa"))
+    by = ds.assign_coords(run=ds["schedule"])
+    opened = by["selected"]
+    assert opened.sel(run="standard").values.tolist() == [0, 0, 0]
+    assert opened.sel(run="top-down").values.tolist() == [2, 1, 0]
+    assert opened.sel(run="reverse").values.tolist() == [1, 2, 0]
+    assert opened.sel(run="LPFT").values.tolist() == [1, 1, 1]
+    assert (
+        sorted(opened.sel(run="FUN").values.tolist()) == sorted(opened.sel(run="random").values.tolist()) == [0, 1, 2]
+    )
+    assert by["tuning"].sel(run="full") == "full"
+    assert (by["num_params"].sel(run="full") > 5 * by["num_params"].sel(run="FUN")).all()
+    out = capsys.readouterr().out
+    assert "| FUN | Ada+FUN | all |" in out
+    assert "Skipped: " in out
+
+
+@shared
+@pytest.mark.parametrize("model", ["xlmr", "mbert"])
+@pytest.mark.parametrize("task", TASKS)
+def test_lora_instead_of_adapters(hub, tmp_path, no_network, capsys, task, model):
+    """No language adapter is used, so that no language is skipped; the rows of Table 11."""
+    small = ["--seeds", "1", "--steps", "3", "--interval", "1", "--workers", "1", "--train-examples", "16"]
+    small += ["--languages", WITHOUT_ADAPTER[task]]
+    arguments = ["reverse", "--task", task, *folders(hub, model), *small, "--tuning", "lora", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    ds = stored(tmp_path / "reverse.nc")
+    assert ds["schedule"].values.tolist() == ["top-down", "reverse"]
+    assert ds.attrs["tuning"] == "lora"
+    assert "skipped" not in ds.attrs
+    assert (ds["num_params"] == 2 * 2 * 8 * 16).all()  # query and value, A and B, rank 8 x width 16
+    assert ds["selected"].values.tolist() == [[2, 1, 0], [1, 2, 0]]
+    capsys.readouterr()
+
+
+@shared
+def test_the_hub_switched_off_in_a_process_of_its_own(hub, tmp_path):
+    """low-resource from folders; and a data set of the hub that is not in the cache: one line, before anything trains."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "fisherdyn.sweep", "compare", "--task", "xquad", *folders(hub, "xlmr")[:4]]
+    out = ["--out", str(tmp_path / "new")]
+    done = subprocess.run([*command, *out], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "data set rajpurkar/squad (plain_text): cannot be loaded" in done.stderr
+    assert "give a folder with --data DIR" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@shared
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "xquad", "--languages", "xx"], "unknown language xx of task xquad"),
+        (["--task", "xquad", "--train-examples", "0"], "--train-examples 0: expected at least 1"),
+        (["--task", "xquad", "--train-examples", "4000"], "train-v1.1: 4000 examples: expected 1 to 48"),
+        (["--task", "xquad", "--tuning", "prompt"], "unknown tuning 'prompt'"),
+        (["--task", "world"], "task 'world' has no option model, data, adapters"),
+    ],
+)
+def test_wrong_arguments_end_before_training(hub, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *folders(hub, "xlmr"), *arguments, "--out", str(tmp_path / "new")])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+# ---- recipes ---------------------------------------------------------------------------------------------------------
+
+MBERT, XLMR = "bert-base-multilingual-cased", "xlm-roberta-base"
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "method", "lr", "steps", "k"),
+    [
+        ("xquad", MBERT, "standard", 5e-4, 5 * 2738, 800),
+        ("mlqa", MBERT, "FUN", 5e-4, 5 * 2738, 800),
+        ("xquad", XLMR, "standard", 2e-4, 15 * 2738, 800),
+        ("xquad", XLMR, "top-down", 5e-4, 15 * 2738, 800),
+        ("xquad", XLMR, "FUN", 5e-4, 15 * 2738, 100),
+        ("xcopa", MBERT, "standard", 1e-4, 500 * 7, 50),
+        ("xcopa", MBERT, "LPFT", 1e-5, 5000 * 7, 800),
+        ("xcopa", XLMR, "FUN", 1e-5, 5000 * 7, 1000),
+        ("xnli", MBERT, "LPFT", 5e-4, 15 * 3068, 25),
+        ("xnli", MBERT, "FUN", 5e-4, 15 * 3068, 50),
+        ("xnli", XLMR, "reverse", 5e-4, 15 * 3068, 800),
+    ],
+)
+def test_table_3(task, model, method, lr, steps, k):
+    assert recipes.find("compare", task, model).of(method) == {"lr": lr, "steps": steps, "interval": k}
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "top_down", "fun"),
+    [
+        ("xquad", MBERT, [10, 50, 50], [10, 50, 50]),
+        ("xquad", XLMR, [10, 50, 50], [10, 50, 25]),
+        ("xnli", MBERT, [1, 25, 25], [10, 50, 25]),
+        ("xnli", XLMR, [1, 25, 10], [1, 25, 10]),
+    ],
+)
+def test_table_4_and_appendix_f2(task, model, top_down, fun):
+    recipe = recipes.find("low-resource", task, model)
+    assert recipe.sizes == (1000, 5000, 10000)
+    for method, expected in (("top-down", top_down), ("FUN", fun)):
+        rows = [recipe.of(method, size) for size in recipe.sizes]
+        assert [row["interval"] for row in rows] == expected
+        assert {row["lr"] for row in rows} == {5e-4}
+        epochs, batch = {"xquad": (20, 32), "xnli": (50, 128)}[task]
+        assert [row["steps"] for row in rows] == [epochs * -(-size // batch) for size in recipe.sizes]
+
+
+def test_recipes_are_whole_and_go_to_what_is_there():
+    for recipe in recipes.every():
+        assert set(recipe.tasks) <= set(tasks.REGISTRY)
+        assert set(recipe.fit) <= set(inspect.signature(fit).parameters)
+        assert {"LPFT", "GU", "FUN"} >= set(recipe.interval)
+    assert set(METHODS.values()) == set(policies.NAMED)
+
+
+def test_the_best_checkpoint_is_kept_once_fit_can():
+    """Selection on English development data alone is fit's: the paper's recipes ask for it where fit offers it."""
+    offered = "keep_best" in inspect.signature(fit).parameters
+    for recipe in recipes.every():
+        if recipe.model:
+            assert recipe.fit.get("keep_best", False) == offered
+
+
+@shared
+def test_a_folder_has_the_recipe_of_the_model_that_it_is_like(hub):
+    assert recipes.find("compare", "xquad", str(hub / "mbert" / "model")).model == MBERT
+    assert recipes.find("compare", "xquad", str(hub / "xlmr" / "model")).model == XLMR
+    assert recipes.find("compare", "xquad", "microsoft/mdeberta-v3-base").model == XLMR
+    assert recipes.find("compare", "xquad", None).model == XLMR
+
+
+def test_what_the_user_wants_goes_before_the_recipe():
+    runs, settings = plan(parse(["compare", "--task", "xquad", "--steps", "100", "--lr", "1e-3", "--seeds", "1"])[1])
+    by = {run.schedule: settings.of(run) for run in runs}
+    assert {own.steps for own in by.values()} == {100}
+    assert {own.lr for name, own in by.items() if name != "full"} == {1e-3}
+    assert by["full"].lr == 3e-5  # a rate for adapters would ruin the encoder
+    assert by["full"].options["tuning"] == "full"
+    assert by["FUN"].interval == 100
+
+
+def test_epochs_are_counted_over_the_examples_that_are_trained_on():
+    arguments = ["compare", "--task", "xquad", "--model", MBERT, "--seeds", "1"]
+    all_of_them, few = (plan(parse([*arguments, *more])[1])[1].steps for more in ([], ["--train-examples", "1000"]))
+    assert (all_of_them, few) == (5 * 2738, 5 * 32)
+
+
+def test_settings_are_said_flat_and_plain():
+    settings = Settings(
+        "xquad", options={"languages": ["ar", "zh"], "model": "m", "data": None}, fit={"keep_best": True}
+    )
+    said = settings.asdict()
+    assert (said["languages"], said["model"], said["keep_best"]) == ("ar, zh", "m", 1)
+    assert not {"data", "skipped", "options", "fit"} & set(said)
+    xr.Dataset(attrs=said).to_netcdf(format="NETCDF4", engine="netcdf4")
+
+
+def test_no_such_study_of_a_task():
+    with pytest.raises(ValueError, match="no recipe for low-resource of task 'xcopa': choose one of world, "):
+        recipes.find("low-resource", "xcopa", XLMR)
+
+
+def test_a_dry_run_lists_runs_steps_and_hours(capsys):
+    assert main(["compare", "--task", "xquad", "--model", MBERT, "--seeds", "4", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert len([line for line in lines if line.split()[0] in METHODS]) == 28
+    assert "28 runs, " in out
+    assert "not a measurement" in out
+    assert "Skipped: th (no language adapter)." in out
+    steps = 4 * (6 * 13690 + 3 * 2738)
+    assert f"{steps} steps" in out
+
+
+def test_the_estimate_grows_with_what_is_done():
+    recipe = recipes.find("compare", "xquad", XLMR)
+    settings = Settings("xquad", steps=1000, record_every=100, evaluate_every=1000, options={"tuning": "adapter"})
+    hours = estimate.gpu_hours(settings, recipe, 85e6)
+    assert hours > 1000 * 32 * 4 * 85e6 * 220 / 8e12 / 3600
+    assert estimate.gpu_hours(replace(settings, steps=2000), recipe, 85e6) == pytest.approx(2 * hours, rel=0.1)
+    assert estimate.gpu_hours(replace(settings, options={"tuning": "full"}), recipe, 85e6) > 1.1 * hours
+    assert estimate.encoder_weights("no-such-folder") == 85e6
+
+
+@shared
+def test_a_folders_weights_are_counted(hub):
+    network = tasks.load("xnli", model=str(hub / "mbert" / "model"), tuning="full", data=hub / "data").build_model(0)
+    matrices = [p.numel() for n, p in network.named_parameters() if ".layer." in n and p.ndim == 2]
+    assert estimate.encoder_weights(str(hub / "mbert" / "model")) == sum(matrices)
+
+
+# ---- runs of different length in one store ---------------------------------------------------------------------------
+
+
+def _record(steps: int, every: int, value: float) -> xr.Dataset:
+    axis, late = [*range(0, steps, every), steps], [steps]
+    variables = {
+        "source_metric": (("step",), np.full(len(axis), value)),
+        "trainable": (("step", "layer"), np.ones((len(axis), 1), dtype=np.int8)),
+        "metric": (("eval_step", "target"), np.full((1, 2), value)),
+        "exact_match": (("eval_step", "target"), np.full((1, 2), value / 2)),
+        "num_params": (("layer",), np.array([3])),
+    }
+    return record.build(variables, {"step": axis, "eval_step": late, "layer": ["0"], "target": ["a", "b"]}, {})
+
+
+VALUES = [0.5, 0.6, 0.7, 0.801]
+
+
+def test_runs_of_different_length_share_a_store(tmp_path):
+    changes = ({}, {"steps": 4, "lr": 0.1, "record_every": 4, "evaluate_every": 4, "tuning": "full"})
+    runs = [
+        Run(name, (), seed, "standard", own) for seed in (0, 1) for name, own in zip(("x", "y"), changes, strict=True)
+    ]
+    settings = Settings(
+        steps=10, record_every=5, evaluate_every=10, lr=0.2, options={"tuning": "adapter"}, skipped="th (no)"
+    )
+    with SweepStore(tmp_path, "compare", runs, settings) as store:
+        for i in (1, 0, 3, 2):
+            own = settings.of(runs[i])
+            store.write(i, _record(own.steps, own.record_every, VALUES[i]))
+        ds = store.read()
+        assert stored(store.publish()).attrs["skipped"] == "th (no)"
+    assert ds["step"].values.tolist() == [0, 4, 5, 10]
+    assert ds["source_metric"].isel(run=1).notnull().values.tolist() == [True, True, False, False]
+    assert ds["trainable"].isel(run=0).values.ravel().tolist() == [1, -1, 1, 1]
+    assert ds["lr"].values.tolist() == [0.2, 0.1] * 2
+    assert ds["tuning"].values.tolist() == ["adapter", "full"] * 2
+    assert "lr" not in ds.attrs
+    found = tables.results(ds)
+    np.testing.assert_allclose(found["source"], VALUES)
+    np.testing.assert_allclose(found["transfer"], VALUES)
+    np.testing.assert_allclose(2 * found["exact_match"].mean("target"), VALUES)
+    text = tables.table(ds)
+    assert "| x |  | all | 60.00 | a 60.00 | 60.00 ± 127.1 | 30.00 |" in text
+    assert "4 runs, 2 seeds" in text
+    assert "Skipped: th (no)." in text
+    assert "Found: y transfers better than x, paired over seeds: +10.1 points" in tables.findings(ds)
+
+
+def test_the_best_checkpoints_results_are_used_where_they_are():
+    ds = _record(10, 5, 0.5).expand_dims(run=2).assign_coords(schedule=("run", ["x", "y"]), seed=("run", [0, 0]))
+    ds["source_metric"] = (("run", "step"), np.array([[0.1, 0.9, 0.2], [0.3, 0.2, 0.1]]))
+    ds["metric_at_best"] = (("run", "target"), np.array([[0.7, 0.8], [0.2, 0.4]]))
+    ds["exact_match_at_best"] = ds["metric_at_best"] / 2
+    found = tables.results(ds)
+    assert found["source"].values.tolist() == [0.9, 0.3]
+    np.testing.assert_allclose(found["transfer"], [0.75, 0.3])
+    np.testing.assert_allclose(found["exact_match"].mean("target"), [0.375, 0.15])
+    assert "best checkpoint" in tables.table(ds)
+
+
+def test_the_exact_match_is_kept_from_the_same_calls():
+    metrics = {name: AnswerMetric(lambda model: (model, model)) for name in ("a", "b")}
+    for metric in metrics.values():
+        metric.exact_matches.extend([0.1, 0.2])
+    ds = xr.Dataset({"metric": (("eval_step", "target"), np.zeros((2, 2)))}, {"target": ["a", "b"]})
+    assert _with_exact_match(ds.copy(), metrics)["exact_match"].values.tolist() == [[0.1, 0.1], [0.2, 0.2]]
+    assert "exact_match" not in _with_exact_match(ds.copy(), {"a": len, "b": len})
+    if "metric_at_best" in record.VARIABLES:
+        for metric in metrics.values():
+            metric.exact_matches.append(0.15)
+        kept = _with_exact_match(ds.assign(metric_at_best=("target", [0.3, 0.3])), metrics)
+        assert kept["exact_match"].values.tolist() == [[0.1, 0.1], [0.2, 0.2]]
+        assert kept["exact_match_at_best"].values.tolist() == [0.15, 0.15]
+
+
+def test_a_variable_that_only_some_runs_have_gets_its_room(tmp_path):
+    runs = [Run(name, (), 0, "standard") for name in ("x", "y", "z")]
+    with SweepStore(tmp_path, "compare", runs, Settings(steps=10, record_every=5, evaluate_every=10)) as store:
+        for i in range(3):
+            one = _record(10, 5, 0.1 * i)
+            store.write(i, one if i == 1 else one.drop_vars("exact_match"))
+        ds = store.read()
+    assert ds.attrs["study"] == "compare"
+    assert ds["exact_match"].attrs["units"] == "1"
+    assert ds["exact_match"].isnull().all(["eval_step", "target"]).values.tolist() == [True, False, True]
+    np.testing.assert_allclose(ds["exact_match"].isel(run=1), 0.05)
+    np.testing.assert_allclose(ds["metric"].max(["eval_step", "target"]), [0, 0.1, 0.2])
+
+
+def test_rows_by_number_of_training_examples():
+    runs, settings = plan(parse(["low-resource", "--seeds", "1"])[1])
+    assert [(run.schedule, settings.of(run).options["train_examples"]) for run in runs] == [
+        (name, size) for size in (200, 1000, 4000) for name in studies.LOW_RESOURCE_METHODS
+    ]
+    ds = xr.concat([_record(10, 5, 0.1 * i) for i in range(9)], "run").assign_coords(
+        schedule=("run", [run.schedule for run in runs]),
+        seed=("run", [0] * 9),
+        train_examples=("run", [settings.of(run).options["train_examples"] for run in runs]),
+    )
+    rows = [line for line in tables.table(ds).splitlines() if line.startswith("| ")][1:]
+    assert [row.split("|")[3].strip() for row in rows] == ["200"] * 3 + ["1000"] * 3 + ["4000"] * 3
+    assert tables.findings(ds).count("training examples: ") == 6
+
+
+# ---- the world's choice and span tasks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["world-choice", "world-span"])
+@pytest.mark.parametrize("method", ["FUN", "full"])
+def test_the_worlds_other_tasks_run_as_a_study_does(name, method):
+    small = {"train_examples": 64, "dev_examples": 16, "test_examples": 16, "probe_examples": 8}
+    runs, settings = plan(parse(["compare", "--task", name, "--steps", "3", "--interval", "1", "--seeds", "1"])[1])
+    run = next(run for run in runs if run.schedule == method)
+    ds = execute(run, replace(settings, options={**settings.options, **small}))
+    assert ds.sizes["target"] == 9
+    assert ds.sizes["layer"] == 12
+    assert ("exact_match" in ds) == (name == "world-span")
+    assert (ds["distance"] > 0).all()
+    assert np.isfinite(ds["fisher_trace"]).all()
+    assert ds.attrs["likelihood"] == {"world-choice": "choice", "world-span": "span"}[name]
+
+
+def test_exact_match_is_never_above_f1():
+    task = tasks.load("world-span", train_examples=64, dev_examples=50, test_examples=50)
+    metric = task.evaluate()["ka"]
+    f1 = metric(task.build_model(0))
+    assert 0 <= metric.exact_matches[0] <= f1 <= 1
+    assert torch.is_grad_enabled()
