@@ -92,10 +92,11 @@ def _watched(model: nn.Module, layers: Layers) -> list[Watched]:
     wanted: dict[str, dict[str, int]] = {}
     for i, (layer, names) in enumerate(layers.items()):
         for name in names:
-            tied = readers[id(model.get_parameter(name))]
+            owner, _, short = name.rpartition(".")
+            tied = readers[id(modules[owner]._parameters[short])]
             if len(tied) > 1:
                 raise ValueError(f"layer {layer!r}: one weight is used as {' and '.join(tied.values())}; {USE_VMAP}")
-            owner, short = reader(model, name)
+            owner, short = reader(modules, name)
             wanted.setdefault(owner, {})[short] = i
     return [Watched(name, modules[name], own) for name, own in wanted.items()]
 

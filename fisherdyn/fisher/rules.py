@@ -21,8 +21,8 @@ from ..likelihoods import widened
 Norms = dict[str, Tensor]
 """Parameter name (of the module itself) -> (batch,)."""
 
-BUDGET = 2**24
-"""Numbers that a norm may hold at once beside its inputs (64 MiB in float32)."""
+BUDGET, BUDGET_OF_A_GPU = 2**19, 2**24
+"""Numbers that a norm may hold at once beside its inputs: 2 MiB in float32, which stay in a CPU's cache, or 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def outer(module: nn.Module, a: Float[Tensor, "b t g d"], d: Float[Tensor, "b t 
     a, d = (x.transpose(1, 2).flatten(0, 1) for x in (a, d))
     size_a, size_d = a.shape[2], d.shape[2]
     by_gram = positions * (size_a + size_d) <= size_a * size_d
-    rows = max(1, BUDGET // (2 * positions**2 if by_gram else size_a * size_d))
+    budget = BUDGET_OF_A_GPU if a.is_cuda else BUDGET
+    rows = max(1, budget // (2 * positions**2 if by_gram else size_a * size_d))
     norm = _by_gram if by_gram else _by_gradient
     weight = torch.cat([norm(x, y) for x, y in zip(a.split(rows), d.split(rows), strict=True)])
     return {"weight": weight.reshape(batch, groups).sum(dim=1), "bias": bias}
