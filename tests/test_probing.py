@@ -102,6 +102,7 @@ def test_wrapped_models():
 
 def test_the_progress_bar(monkeypatch, capsys):
     model, _ = plain()
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have loaded it
     probe(model, [torch.randn(5, 6)])
     assert capsys.readouterr().err == ""
     monkeypatch.setitem(sys.modules, "ipykernel", object())
