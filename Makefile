@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 EVERYTHING := tasks,sweep,cluster,data,peft,trainers,notebooks,minilm,dev,peers
 PEERS := backpack-for-pytorch curvlinops-for-pytorch nngeometry opacus
 
-.PHONY: permutations test check figures clean
+.PHONY: permutations test check figures notebooks clean
 
 permutations: .venv/.run  ## the paper's schedule-permutation study on the embedded world, about 5 minutes on 2 cores
 	$(BIN)/python -m fisherdyn.sweep permutations $(ARGS)
@@ -37,6 +37,10 @@ figures: .venv/.run  ## README's pictures, from data/; all figures and tables: p
 	$(INSTALL) --editable '.[$(EVERYTHING)]'
 	$(INSTALL) --no-deps $(PEERS)
 	@touch $@ .venv/.run
+
+notebooks: .venv/.dev  ## every notebook from its source, run in full
+	$(BIN)/jupytext --to ipynb notebooks/*.py
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

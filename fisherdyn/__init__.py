@@ -5,11 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import accessor as _accessor  # registers ds.fisher
+
 if TYPE_CHECKING:
-    from . import analysis, layers, plots, policies, schedule, tasks
+    from . import analysis, integrations, layers, plots, policies, schedule, tasks
     from .fisher.trace import FisherTrace, fisher_trace
     from .fisher.verify import Verification, verify
     from .probing import probe
+    from .recording.cadence import log_spaced
+    from .recording.recorder import Recorder
     from .schedule import Unfreezing
     from .train import fit
 
@@ -19,10 +23,12 @@ _HOME = {
     "verify": ".fisher.verify",
     "Verification": ".fisher.verify",
     "probe": ".probing",
+    "Recorder": ".recording.recorder",
+    "log_spaced": ".recording.cadence",
     "fit": ".train",
     "Unfreezing": ".schedule",
 }
-_ROOMS = ("analysis", "layers", "plots", "policies", "schedule", "tasks")
+_ROOMS = ("analysis", "integrations", "layers", "plots", "policies", "schedule", "tasks")
 
 __all__ = [*_HOME, *_ROOMS]
 

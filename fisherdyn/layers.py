@@ -12,9 +12,9 @@ Layers = dict[str, tuple[str, ...]]
 
 LayerChoice = Mapping[str, tuple[str, ...]] | Callable[[str], str | None] | str | None
 
-_ADAPTER = re.compile(r"\.(\d+)\.(?:.*\.)?adapters\.([^.]+)\.")
-"""How the adapters library names a parameter: the block's number, then the adapter's name."""
-
+_ADAPTER = re.compile(r"\.(?:adapters|loras|lora_\w+)\.([^.]+)(?:\.|$)")
+"""An adapter's parameter: adapters' bottlenecks and LoRA (adapters.NAME., loras.NAME.), peft's (lora_A.NAME.)."""
+_BLOCK = re.compile(r"\.(\d+)(?=\.|$)")
 
 _HEAD = re.compile(r"(^|[._])(head|classif\w*|lm_head|score|qa_outputs|pooler|fc|output)([._]|$)")
 """Names that are above the stack wherever the model registers them: the order of registration need not be that of calls."""
@@ -86,10 +86,11 @@ def _some(names: list[str], most: int = 6) -> str:
 def find_layers(model: nn.Module) -> Layers:
     """Adapters by block where there is a trainable one; else the largest repeated stack, what precedes and follows it.
 
-    A model with neither is split into its modules that own parameters.
+    Adapters are bottlenecks and LoRA of the adapters library and LoRA of peft. A model with neither is split into its
+    modules that own parameters.
     """
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    adapters = {m.group(2) for name in trainable if (m := _ADAPTER.search(name))}
+    adapters = {m.group(1) for name in trainable if (m := _ADAPTER.search(name))}
     if adapters:
         return adapter_layers(model, *sorted(adapters))
     stack = _largest_stack(model)
@@ -99,21 +100,27 @@ def find_layers(model: nn.Module) -> Layers:
 
 
 def adapter_layers(model: nn.Module, *adapters: str) -> Layers:
-    """One layer a block, named by its number: the parameters of the named adapters of the adapters library.
+    """One layer a block, named by its number: the parameters of the named adapters or LoRAs.
 
     Where there are several stacks (encoder and decoder), the name has what precedes the number too: "encoder.layers.0".
+    What adapts a module outside of all blocks (peft's "all-linear" takes the pooler too) is a layer of the module's name.
     """
-    found = {name: m for name, _ in model.named_parameters() if (m := _ADAPTER.search(name)) and m.group(2) in adapters}
+    found = {name: m for name, _ in model.named_parameters() if (m := _ADAPTER.search(name)) and m.group(1) in adapters}
     if not found:
         raise ValueError(f"no adapter named {' or '.join(map(repr, adapters))} has parameters in this model")
-    stacks = list(dict.fromkeys(name[: m.start(1)] for name, m in found.items()))
+    blocks = {name: _BLOCK.search(name, 0, m.start() + 1) for name, m in found.items()}
+    stacks = list(dict.fromkeys(name[: m.start(1)] for name, m in blocks.items() if m))
 
-    def block(name: str) -> str:
-        m = found[name]
+    def layer(name: str) -> str:
+        if (m := blocks[name]) is None:
+            return name[: found[name].start()]
         return m.group(1) if len(stacks) == 1 else name[: m.end(1)]
 
-    order = sorted(found, key=lambda name: (stacks.index(name[: found[name].start(1)]), int(found[name].group(1))))
-    return _group(order, block)
+    def height(name: str) -> tuple[int, int]:
+        m = blocks[name]
+        return (len(stacks), 0) if m is None else (stacks.index(name[: m.start(1)]), int(m.group(1)))
+
+    return _group(sorted(found, key=height), layer)
 
 
 def _largest_stack(model: nn.Module) -> str | None:

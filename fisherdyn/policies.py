@@ -1,19 +1,59 @@
 """SELECT: which layers to open next. A policy never computes a Fisher; it gets scores and answers with layers.
 
-Everywhere, `layers` is the tuple of all layers, bottom first, and the classifier, which is always open, is not in it.
+Everywhere, `layers` is the tuple of all layers, bottom first, and the classifier, which is always open, is not in it. What
+has parallel parts at one depth (two adapters a block) is one layer with the parameters of both: tr(F) adds up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 Scores = Mapping[str, tuple[float, float]]
 """Layer -> (tr(F), standard error)."""
-Select = Callable[[tuple[str, ...], tuple[str, ...], Scores, torch.Generator], tuple[str, ...]]
-"""(layers, those open in the order of opening, scores, generator) -> layers to open now."""
+
+
+@dataclass(frozen=True)
+class Now:
+    """What SELECT sees.
+
+    Attributes:
+        step: optimizer updates so far.
+        layers: all of them, bottom first.
+        open: those open, in the order of opening.
+        scores: of the frozen layers, where the policy asked for them; nan where there was only one, which is not measured.
+        generator: for a policy that draws.
+    """
+
+    step: int
+    layers: tuple[str, ...]
+    open: tuple[str, ...]
+    scores: Scores = field(default_factory=dict)
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return tuple(layer for layer in self.layers if layer not in self.open)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tr(F) is sampled for a choice; `selection.choose` does it.
+
+    Attributes:
+        labels: "class_mix", "exact", "sampled" or, biased, "argmax"; None: those of the record.
+        method: "hooks", "vmap" or, biased, "authors".
+        batches: read at most this many.
+        error_rate: the chance that stopping early changes the choice, and that a layer is called the best that is not; 0
+            reads all batches.
+    """
+
+    labels: str | None = None
+    method: str = "hooks"
+    batches: int = 40
+    error_rate: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -23,61 +63,59 @@ class Policy:
     Attributes:
         name: the field's.
         start: all layers -> those open at step 0.
-        select: SELECT of Algorithm 1, called every k steps while a layer is frozen.
-        needs_scores: whether SELECT looks at tr(F), which then has to be measured.
+        select: SELECT of Algorithm 1: what there is now -> layers to open; asked while a layer is frozen.
+        sampling: how the scores that SELECT looks at are had; None: it looks at none.
+        reopens_top: whether the authors' code spends SELECT's first turn on the top layer, which is open already.
     """
 
     name: str
     start: Callable[[tuple[str, ...]], tuple[str, ...]]
-    select: Select
-    needs_scores: bool = False
+    select: Callable[[Now], tuple[str, ...]]
+    sampling: Sampling | None = None
+    reopens_top: bool = False
 
 
 def _top(layers: tuple[str, ...]) -> tuple[str, ...]:
     return layers[-1:]
 
 
-def _frozen(layers: tuple[str, ...], is_open: tuple[str, ...]) -> list[str]:
-    return [layer for layer in layers if layer not in is_open]
-
-
 def all_at_once() -> Policy:
     """Standard fine-tuning: everything is open from the start."""
-    return Policy("standard", lambda layers: layers, lambda layers, is_open, scores, generator: ())
+    return Policy("standard", lambda layers: layers, lambda now: ())
 
 
 def top_down() -> Policy:
     """Gradual unfreezing, GU (Howard & Ruder 2018): the highest frozen layer."""
-    return Policy("top_down", _top, lambda layers, is_open, s, g: tuple(_frozen(layers, is_open)[-1:]))
+    return Policy("top_down", _top, lambda now: now.frozen[-1:], reopens_top=True)
 
 
 def bottom_up() -> Policy:
     """The reverse of GU: the top layer at the start, then from the lowest."""
-    return Policy("bottom_up", _top, lambda layers, is_open, s, g: tuple(_frozen(layers, is_open)[:1]))
+    return Policy("bottom_up", _top, lambda now: now.frozen[:1])
 
 
 def linear_probing() -> Policy:
     """LPFT (Kumar et al. 2022): the classifier alone for one interval, then everything."""
-    return Policy("linear_probing", lambda layers: (), lambda layers, is_open, s, g: layers)
+    return Policy("linear_probing", lambda layers: (), lambda now: now.frozen)
 
 
 def random_order() -> Policy:
     """A frozen layer, drawn uniformly from the generator."""
 
-    def select(layers: tuple[str, ...], is_open: tuple[str, ...], s: Scores, g: torch.Generator) -> tuple[str, ...]:
-        frozen = _frozen(layers, is_open)
-        return (frozen[int(torch.randint(len(frozen), (), generator=g))],)
+    def select(now: Now) -> tuple[str, ...]:
+        return (now.frozen[int(torch.randint(len(now.frozen), (), generator=now.generator))],)
 
     return Policy("random", _top, select)
 
 
-def permutation(order: Sequence[str | int]) -> Policy:
-    """A fixed order of all layers but the top one, which opens at the start.
+def permutation(order: Sequence[str | int | Sequence[str | int]]) -> Policy:
+    """A fixed order of all layers but the top one, which opens at the start. A group in it, (9, 8), opens at once.
 
     Raises:
         ValueError: at the start of training, unless `order` names each of the other layers once.
     """
-    wanted = tuple(str(layer) for layer in order)
+    groups = [(str(g),) if isinstance(g, str | int) else tuple(str(layer) for layer in g) for g in order]
+    wanted = [layer for group in groups for layer in group]
 
     def start(layers: tuple[str, ...]) -> tuple[str, ...]:
         if sorted(wanted) != sorted(layers[:-1]):
@@ -87,7 +125,10 @@ def permutation(order: Sequence[str | int]) -> Policy:
             )
         return _top(layers)
 
-    return Policy("permutation", start, lambda layers, is_open, s, g: (wanted[len(is_open) - 1],))
+    def select(now: Now) -> tuple[str, ...]:
+        return next((group for group in groups if group and group[0] in now.frozen), ())
+
+    return Policy("permutation", start, select)
 
 
 def surgical(layers: Sequence[str | int]) -> Policy:
@@ -99,16 +140,42 @@ def surgical(layers: Sequence[str | int]) -> Policy:
             raise ValueError(f"unknown layer(s) {', '.join(unknown)}: the model has {', '.join(known)}")
         return chosen
 
-    return Policy("surgical", start, lambda layers, is_open, s, g: ())
+    return Policy("surgical", start, lambda now: ())
 
 
-def fun() -> Policy:
-    """FUN: the frozen layer with the largest tr(F); of equals, the highest."""
+def fun(
+    labels: str | None = None, method: str = "hooks", batches: int | None = None, error_rate: float = 0.05
+) -> Policy:
+    """FUN, Fisher unfreezing: the frozen layer with the largest tr(F); of equals, the highest.
 
-    def select(layers: tuple[str, ...], is_open: tuple[str, ...], s: Scores, g: torch.Generator) -> tuple[str, ...]:
-        return (max(reversed(_frozen(layers, is_open)), key=lambda layer: s[layer][0]),)
+    Args:
+        labels: of tr(F): "class_mix", "exact" or "sampled"; None: those of the record.
+        method: "hooks" or "vmap". With labels="argmax", "authors" is the selection rule of the paper's code: the squared
+            gradient of each batch's mean loss over the batch's size, always of 41 batches.
+        batches: read at most this many (40 as in the paper; 41 in its code, whose test is `step > 39`); as a rule far fewer
+            are read: see `selection.choose`.
+        error_rate: see `selection.choose`; 0 always reads all batches.
 
-    return Policy("fun", _top, select, needs_scores=True)
+    Raises:
+        ValueError: an unknown method, or one that the labels do not go with; batches below 1; an error_rate out of range.
+    """
+    if method not in ("hooks", "vmap", "authors"):
+        raise ValueError(f'unknown method={method!r} of FUN: choose "hooks", "vmap" or "authors"')
+    if (method == "authors") != (labels == "argmax"):
+        raise ValueError(
+            'expected labels="argmax" and method="authors" together (the authors\' rule) or neither, got '
+            f"labels={labels!r}, method={method!r}"
+        )
+    if batches is not None and batches < 1:
+        raise ValueError(f"expected batches of at least 1, got {batches}")
+    if not 0 <= error_rate < 1:
+        raise ValueError(f"expected an error_rate of at least 0 and below 1, such as 0.05, got {error_rate}")
+
+    def select(now: Now) -> tuple[str, ...]:
+        return (max(reversed(now.frozen), key=lambda layer: now.scores[layer][0]),)
+
+    read = batches or (41 if method == "authors" else 40)
+    return Policy("fun", _top, select, Sampling(labels, method, read, error_rate))
 
 
 NAMED: dict[str, Callable[[], Policy]] = {

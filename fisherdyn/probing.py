@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,22 @@ from . import record
 from .fisher.forward import Batch, device_of
 from .fisher.trace import FisherTrace, fisher_trace
 
+Loaders = Iterable[Batch] | Mapping[str, Iterable[Batch]]
+"""A loader, or several by name."""
 
-def probe(model: nn.Module, loader: Iterable[Batch] | Mapping[str, Iterable[Batch]], **options: Any) -> xr.Dataset:
+ONLY = ""
+"""The name of a loader that has none."""
+
+
+def probe(model: nn.Module, loader: Loaders, **options: Any) -> xr.Dataset:
     """tr(F) of every layer of a model, now.
 
     Args:
-        model: a classifier; left exactly as it was.
+        model: a classifier; left exactly as it was. Batches are moved to its device. What DistributedDataParallel or
+            torch.compile wrapped is measured without the wrapper.
         loader: batches of inputs (labels are not used), or a dict of loaders, which adds the dimension `loader`: the
             true Fisher needs no labels, so unlabelled target languages can be probed too.
-        **options: those of `fisherdyn.fisher_trace`.
+        **options: those of `fisherdyn.fisher_trace`. A progress bar is shown in terminals and notebooks.
 
     Returns:
         Dataset over layer: fisher_trace and fisher_trace_se (nat), num_params, trainable;
@@ -30,41 +37,111 @@ def probe(model: nn.Module, loader: Iterable[Batch] | Mapping[str, Iterable[Batc
         device.
 
     Raises:
-        ValueError: as `fisher_trace`.
+        ValueError: as `fisher_trace`; a model in DataParallel or FullyShardedDataParallel.
     """
-    options.setdefault("progress", sys.stderr.isatty())
-    if isinstance(loader, Mapping) and not any(isinstance(value, Tensor) for value in loader.values()):
-        if not loader:
-            raise ValueError("expected at least one loader in the dict, got none")
-        traces = {name: fisher_trace(model, one, **options) for name, one in loader.items()}
-        dims: tuple[str, ...] = ("loader", "layer")
-    else:
-        traces = {"": fisher_trace(model, loader, **options)}
-        dims = ("layer",)
+    options.setdefault("progress", _somebody_watches())
+    model = bare(model)
+    traces = measure(model, loaders(loader), **options)
+    dims, values = as_variables(traces)
     one = next(iter(traces.values()))
-
-    def stacked(values: list[np.ndarray]) -> np.ndarray:
-        return np.stack(values) if len(dims) == 2 else values[0]
-
     return record.build(
         {
-            "fisher_trace": (dims, stacked([t.trace.numpy() for t in traces.values()])),
-            "fisher_trace_se": (dims, stacked([t.se.numpy() for t in traces.values()])),
+            **{name: (dims, array) for name, array in values.items()},
             "num_params": (("layer",), np.array(one.num_params)),
             "trainable": (("layer",), record.flags(one.trainable)),
         },
-        {"layer": list(one.layers), **({"loader": list(traces)} if len(dims) == 2 else {})},
-        {**_what(list(traces.values())), "device": str(device_of(model))},
+        coordinates(traces),
+        {**provenance(traces), "device": str(device_of(model))},
     )
 
 
-def _what(traces: list[FisherTrace]) -> dict[str, Any]:
-    one = traces[0]
+def bare(model: nn.Module) -> nn.Module:
+    """The model that a wrapper wraps, where the wrapper leaves it whole.
+
+    Raises:
+        ValueError: DataParallel, whose copies no hook sees, and FullyShardedDataParallel, whose weights lie in pieces.
+    """
+    kind = type(model).__name__
+    if kind == "DataParallel":
+        raise ValueError("a model in DataParallel cannot be measured: pass the model inside, model.module")
+    if kind == "FullyShardedDataParallel":
+        raise ValueError(
+            "the weights of a model in FullyShardedDataParallel lie in pieces: use DistributedDataParallel"
+        )
+    inside = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}.get(kind)
+    return bare(getattr(model, inside)) if inside else model
+
+
+def loaders(loader: Loaders) -> dict[str, Iterable[Batch]]:
+    """Loaders by name; a single one has the name `ONLY`."""
+    if not isinstance(loader, Mapping) or any(isinstance(value, Tensor) for value in loader.values()):
+        return {ONLY: loader}
+    if not loader:
+        raise ValueError("expected at least one loader in the dict, got none")
+    return dict(loader)
+
+
+def refuse_what_is_used_up(loader: Iterable[Batch]) -> None:
+    """Raises ValueError for an iterator in the place of a loader: reading takes its batches from whoever else has it."""
+    for one, what in ((loader, "a loader that"), (getattr(loader, "dataset", None), "a loader whose dataset")):
+        if isinstance(one, Iterator):
+            raise ValueError(
+                f"expected {what} can be read anew at every record, got {type(one).__name__}, which is used up by reading: "
+                "if it is training's own, training would lose its batches. Pass the loader that it comes from, or a list"
+            )
+
+
+def refuse_what_is_being_read(loader: Iterable[Batch]) -> None:
+    """Raises ValueError for a loader with persistent workers that training reads: they serve one reader at a time."""
+    if getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", None) is not None:
+        raise ValueError(
+            "this loader has persistent workers and is being read: measuring on it would start training's epoch again. "
+            "Give the recorder a loader of its own"
+        )
+
+
+def measure(model: nn.Module, loaders: Mapping[str, Iterable[Batch]], **options: Any) -> dict[str, FisherTrace]:
+    """`fisher_trace` on each loader; what goes wrong with one of several is said by its name."""
+    found = {}
+    for name, loader in loaders.items():
+        try:
+            found[name] = fisher_trace(model, loader, **options)
+        except ValueError as error:
+            if name == ONLY:
+                raise
+            raise ValueError(f"loader {name!r}: {error}") from error
+    return found
+
+
+def as_variables(traces: Mapping[str, FisherTrace]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Dimensions, (loader, layer) or (layer,), and fisher_trace and fisher_trace_se over them."""
+    values = {
+        "fisher_trace": np.stack([t.trace.numpy() for t in traces.values()]),
+        "fisher_trace_se": np.stack([t.se.numpy() for t in traces.values()]),
+    }
+    if ONLY in traces:
+        return ("layer",), {name: array[0] for name, array in values.items()}
+    return ("loader", "layer"), values
+
+
+def coordinates(traces: Mapping[str, FisherTrace]) -> dict[str, list[str]]:
+    layers = list(next(iter(traces.values())).layers)
+    return {"layer": layers} if ONLY in traces else {"layer": layers, "loader": list(traces)}
+
+
+def provenance(traces: Mapping[str, FisherTrace]) -> dict[str, Any]:
+    """What the numbers rest on, as a record's attributes say it."""
+    several, one = list(traces.values()), next(iter(traces.values()))
     return {
         "estimator": one.estimator,
         "likelihood": one.likelihood,
         "mode": "eval",
-        "batches": [t.batches for t in traces] if len(traces) > 1 else one.batches,
-        "examples": [t.examples for t in traces] if len(traces) > 1 else one.examples,
-        "imprecise": ", ".join(sorted({layer for t in traces for layer in t.imprecise})) or None,
+        "batches": [t.batches for t in several] if len(several) > 1 else one.batches,
+        "examples": [t.examples for t in several] if len(several) > 1 else one.examples,
+        "imprecise": ", ".join(sorted({layer for t in several for layer in t.imprecise})) or None,
     }
+
+
+def _somebody_watches() -> bool:
+    """Whether a progress bar would be seen: in a terminal or a notebook, not in a log file."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules

@@ -21,12 +21,27 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "fisher_trace_se": ("standard error of tr(F)", "nat"),
     "num_params": ("parameters in the layer", "1"),
     "trainable": ("whether the layer is open", "1"),
-    "train_loss": ("mean training loss since the last record (none before the first)", "nat"),
+    "train_loss": ("training loss, mean since the last record", "nat"),
+    "weight_norm": ("norm of the layer's weights", "1"),
+    "learning_rate": ("learning rate of the update from here", "1"),
+    "gradient_norm": ("norm of the batch's gradient in the update from here", "nat"),
+    "total_gradient_norm": ("the same over all that the optimizer holds", "nat"),
+    "update_norm": ("norm of the change in weights by the update from here", "1"),
+    "empirical_trace": ("trace of the empirical Fisher, on the training batch", "nat"),
+    "empirical_trace_se": ("standard error of the empirical Fisher's trace", "nat"),
     "source_metric": ("accuracy, or F1 of spans, on the source's development set", "1"),
     "metric": ("accuracy, or F1 of spans, on the target's test set", "1"),
     "exact_match": ("exact match of spans on the target's test set", "1"),
     "exact_match_at_best": ("exact match of spans on the target's test set, of the best checkpoint", "1"),
     "selected": ("step at which the layer opened (-1: never)", "step"),
+    "best_step": ("step with the best source metric", "step"),
+    "metric_at_best": ("accuracy, or F1 of spans, on the target's test set, of the best checkpoint", "1"),
+    "selection_trace": ("tr(F) of the candidates, as SELECT saw it", "nat"),
+    "selection_trace_se": ("standard error of the candidates' tr(F)", "nat"),
+    "selection_layer": ("layer that SELECT chose", "1"),
+    "selection_examples": ("examples measured for the choice", "1"),
+    "selection_confidence": ("confidence that the best candidate's tr(F) is the largest", "1"),
+    "selection_tie": ("whether the best candidate's lead is not established", "1"),
     "status": ("whether the run is done (1), waits (0), or failed when it was last tried (-1)", "1"),
     "reason": ("why the run failed", "1"),
 }
@@ -39,6 +54,7 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "distance": ("distance of the target from the source", "1"),
     "step": ("optimizer steps taken", "step"),
     "eval_step": ("optimizer steps taken", "step"),
+    "selection_step": ("optimizer steps taken", "step"),
     "run": ("run", "1"),
     "schedule": ("unfreezing schedule", "1"),
     "seed": ("seed of initial weights and data order", "1"),
@@ -51,7 +67,10 @@ COORDINATES: dict[str, tuple[str, str]] = {
 
 
 def build(
-    variables: Mapping[str, tuple[tuple[str, ...], Any]], coords: Mapping[str, Any], attrs: Mapping[str, Any]
+    variables: Mapping[str, tuple[tuple[str, ...], Any]],
+    coords: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    own: Mapping[str, tuple[str, str]] | None = None,
 ) -> xr.Dataset:
     """A dataset of known variables, each with its long_name and units, stamped with `provenance`.
 
@@ -59,22 +78,24 @@ def build(
         variables: name -> (dimensions, values).
         coords: as for xr.Dataset.
         attrs: what made it (estimator, labels, seed, configuration); None values are left out.
+        own: variables of the user's beside the schema's: name -> (long_name, units).
 
     Raises:
         ValueError: a variable or coordinate that the schema does not know.
     """
-    unknown = [*(set(variables) - set(VARIABLES)), *(set(coords) - set(COORDINATES))]
+    unknown = [*(set(variables) - set(VARIABLES) - set(own or {})), *(set(coords) - set(COORDINATES))]
     if unknown:
         raise ValueError(f"not in the record's schema: {', '.join(sorted(unknown))}")
     stamped = {**provenance(), **attrs}
     ds = xr.Dataset(dict(variables), dict(coords), {key: value for key, value in stamped.items() if value is not None})
-    return describe(ds)
+    return describe(ds, own)
 
 
-def describe(ds: xr.Dataset) -> xr.Dataset:
+def describe(ds: xr.Dataset, own: Mapping[str, tuple[str, str]] | None = None) -> xr.Dataset:
     """Writes long_name and units on every variable and coordinate; in place, and returned."""
+    known = {**(own or {}), **VARIABLES, **COORDINATES}
     for name in (*ds.variables,):
-        long_name, units = {**VARIABLES, **COORDINATES}[str(name)]
+        long_name, units = known[str(name)]
         ds[name].attrs = {"long_name": long_name, "units": units}
     return ds
 

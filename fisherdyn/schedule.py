@@ -1,4 +1,4 @@
-"""Unfreezing: policy x interval -> which layers are open at step t (Algorithm 1's S, lines 5 to 8).
+"""Unfreezing: policy x times -> which layers are open at step t (Algorithm 1's S, lines 5 to 8).
 
 The classifier and what the policy starts with are open at step 0; every k steps SELECT is asked for more, before that
 step's forward pass, until no layer is frozen or the policy has been asked as often as there are layers.
@@ -6,27 +6,67 @@ step's forward pass, until no layer is frozen or the policy has been asked as of
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, Self, cast
+
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from .fisher.forward import Batch
 from .layers import Layers
-from .policies import Policy, Scores
+from .likelihoods import Likelihood
+from .policies import Now, Policy
+from .selection import Selection, choose
+
+TIMINGS = ("prose", "authors")
 
 
 class Unfreezing:
     """The schedule of one run, and the decisions made so far.
 
+    In a loop of one's own, with an optimizer that holds every layer's parameters:
+
+        unfreezing = Unfreezing(policies.fun(), layers, interval=50).attach(model, optimizer, loader)
+        for batch in loader:
+            unfreezing.step()  # before the forward pass
+            ...
+
+    Args:
+        policy: SELECT.
+        layers: layer -> its parameters' names, bottom first.
+        interval: k, or the steps at which SELECT is asked, increasing.
+        timing: "prose" asks before the forward pass of steps k, 2k, ..., as the paper says. "authors" asks where their code
+            does, after k - 1, 2k - 1, ... updates, and lets GU lose its first turn to the top layer, which is open already.
+        seed: of a policy that draws, and, apart from it, of tr(F)'s label noise.
+
     Attributes:
         decisions: (step, layers opened), in order. Which layers are open at any step up to now follows from it alone.
+        selections: what was measured at each step at which the policy asked for scores.
+
+    Raises:
+        ValueError: an interval or step below 1, steps that do not increase, an unknown timing; what the policy refuses.
     """
 
-    def __init__(self, policy: Policy, layers: Layers, interval: int) -> None:
-        if interval < 1:
-            raise ValueError(f"expected an interval of at least 1 step, got {interval}")
+    def __init__(
+        self, policy: Policy, layers: Layers, interval: int | Sequence[int], *, timing: str = "prose", seed: int = 0
+    ) -> None:
+        if not isinstance(policy, Policy):
+            raise ValueError(f"expected a policy such as fisherdyn.policies.fun(), got {policy!r}")
         self.policy = policy
         self.layers = layers
-        self.interval = interval
+        self.interval = interval if isinstance(interval, int) else tuple(interval)
+        self.timing = timing
+        self.times = _times(policy, len(layers), interval, timing)
         self.decisions: list[tuple[int, tuple[str, ...]]] = [(0, policy.start(tuple(layers)))]
+        self.selections: list[Selection] = []
+        # Two generators: what is measured must not depend on what is drawn.
+        self._chance, self._noise = (torch.Generator().manual_seed(seed) for _ in range(2))
+        self._steps = 0
+        self._answered = -1
+        self._together = False
+        self._model: nn.Module | None = None
 
     def open_at(self, step: int) -> tuple[str, ...]:
         """Layers open at a step, in the order in which they opened."""
@@ -34,21 +74,31 @@ class Unfreezing:
 
     def due(self, step: int) -> bool:
         """Whether SELECT is to be asked before this step's forward pass."""
-        asked = 0 < step <= self.interval * len(self.layers) and step % self.interval == 0
-        return asked and len(self.open_at(step)) < len(self.layers)
+        return step in self.times and step > self._answered and len(self.open_at(step)) < len(self.layers)
 
-    def select(self, step: int, scores: Scores, generator: torch.Generator) -> tuple[str, ...]:
-        """Asks SELECT and keeps its answer.
+    def select(self, step: int, selection: Selection | None = None) -> tuple[str, ...]:
+        """Asks SELECT, with what was measured for it, and keeps its answer.
 
         Raises:
-            ValueError: the policy answered with a layer that is open or unknown.
+            ValueError: the policy answered with a layer that is open, unknown or there twice.
         """
         before = self.open_at(step)
-        opened = self.policy.select(tuple(self.layers), before, scores, generator)
-        if wrong := [layer for layer in opened if layer in before or layer not in self.layers]:
-            raise ValueError(f"policy {self.policy.name!r} chose {wrong}, which are open already or unknown")
+        scores = selection.scores if selection else {}
+        opened = tuple(self.policy.select(Now(step, tuple(self.layers), before, scores, self._chance)))
+        if wrong := [x for x in opened if x in before or x not in self.layers or opened.count(x) > 1]:
+            raise ValueError(
+                f"policy {self.policy.name!r} chose {wrong}, which are open already, unknown or there twice"
+            )
+        if self._together:
+            # Other processes may have measured other examples, or rounded otherwise.
+            agreed = [(opened, selection)]
+            torch.distributed.broadcast_object_list(agreed, src=0)
+            opened, selection = agreed[0]
+        self._answered = step
         if opened:
             self.decisions.append((step, opened))
+        if selection is not None:
+            self.selections.append(selection)
         return opened
 
     def apply(self, model: nn.Module, step: int) -> None:
@@ -64,3 +114,181 @@ class Unfreezing:
                 parameter.requires_grad_(layer in is_open)
                 if layer not in is_open:
                     parameter.grad = None
+
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: Iterable[Batch] | None = None,
+        *,
+        labels: str = "class_mix",
+        likelihood: Likelihood | str | None = None,
+        together: bool = False,
+    ) -> Self:
+        """Binds what `step` works on.
+
+        Args:
+            model: may be wrapped in DistributedDataParallel or compiled.
+            optimizer: holds every layer's parameters, also those that are frozen now: its state and its learning rate,
+                scheduled or not, are then right whenever a layer opens.
+            loader: what a policy that asks for scores is measured on, such as the training loader.
+            labels, likelihood: see `fisher_trace`; labels that the policy names come first.
+            together: several processes train one model, so that the first one's choice holds for all; known by itself
+                where the model is a DistributedDataParallel.
+
+        Raises:
+            ValueError: the optimizer lacks parameters; no loader for a policy that needs one; a DistributedDataParallel that
+                does not look for unused parameters, has a static graph, or was made while layers were frozen.
+        """
+        self._model, self._optimizer, self._together = _innermost(model), optimizer, together
+        self._loader, self._labels, self._likelihood = loader, labels, likelihood
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if lacking := self._layers_of(lambda p: id(p) not in held):
+            raise ValueError(
+                f"the optimizer lacks parameters of layer(s) {', '.join(lacking)}, so they would never train: make it while "
+                "all layers have requires_grad=True (a schedule freezes by itself; do not freeze before)"
+            )
+        if self.policy.sampling is not None and loader is None:
+            raise ValueError(f"policy {self.policy.name!r} measures tr(F): pass the loader to measure it on")
+        while not isinstance(model, DistributedDataParallel) and hasattr(model, "_orig_mod"):
+            model = cast(nn.Module, model._orig_mod)
+        if isinstance(model, DistributedDataParallel):
+            self._together = True
+            self.check_reducer(model)
+        return self
+
+    def step(self, step: int | None = None) -> tuple[str, ...]:
+        """Call before the forward pass of every update: asks SELECT where it is due, and freezes what is not open.
+
+        Args:
+            step: optimizer updates so far; counted by itself if left out. A step that comes twice (gradient accumulation) is
+                asked once.
+
+        Returns:
+            The layers that opened now.
+        """
+        if self._model is None:
+            raise ValueError("expected unfreezing.attach(model, optimizer, loader) before unfreezing.step()")
+        step = self._steps if step is None else step
+        opened: tuple[str, ...] = ()
+        if self.due(step):
+            opened = self.select(step, self._measure(step))
+        self.apply(self._model, step)
+        self._steps = step + 1
+        return opened
+
+    def _measure(self, step: int) -> Selection | None:
+        if self.policy.sampling is None:
+            return None
+        assert self._model is not None
+        assert self._loader is not None
+        is_open = self.open_at(step)
+        return choose(
+            self._model,
+            self._loader,
+            {layer: names for layer, names in self.layers.items() if layer not in is_open},
+            self.policy.sampling,
+            step=step,
+            generator=self._noise,
+            labels=self._labels,
+            likelihood=self._likelihood,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to go on, in types that JSON has."""
+        return {
+            **self._identity(),
+            "steps": self._steps,
+            "answered": self._answered,
+            "decisions": [[step, list(layers)] for step, layers in self.decisions],
+            "selections": [vars(selection) for selection in self.selections],
+            "generators": [g.get_state().numpy().tobytes().hex() for g in (self._chance, self._noise)],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken. The decisions are taken over and checked, the mask follows from them.
+
+        Raises:
+            ValueError: the state is of another policy, other layers or times; or, once attached, the optimizer has a state
+                for a layer that is frozen by these decisions.
+        """
+        own = self._identity()
+        if differing := [f"{key} {state.get(key)!r}, not {own[key]!r}" for key in own if state.get(key) != own[key]]:
+            raise ValueError(f"the saved schedule is another one: it has {'; '.join(differing)}")
+        self._steps, self._answered = state["steps"], state["answered"]
+        self.decisions = [(step, tuple(layers)) for step, layers in state["decisions"]]
+        self.selections = [
+            # A trainer may have sorted the names.
+            Selection(**{**s, "scores": {k: tuple(s["scores"][k]) for k in self.layers if k in s["scores"]}})
+            for s in state["selections"]
+        ]
+        for generator, saved in zip((self._chance, self._noise), state["generators"], strict=True):
+            generator.set_state(torch.frombuffer(bytearray.fromhex(saved), dtype=torch.uint8))
+        if self._model is not None:
+            self.check_optimizer()
+
+    def check_optimizer(self) -> None:
+        """Refuses an optimizer that has moved a layer which is frozen by the decisions: it is of another run."""
+        is_open = self.open_at(max(self._answered, 0))
+        moved = self._layers_of(lambda p: bool(self._optimizer.state.get(p)))
+        if wrong := [layer for layer in moved if layer not in is_open]:
+            raise ValueError(
+                f"layer(s) {', '.join(wrong)} are frozen by the saved schedule, but the optimizer has trained them: the "
+                "schedule and the optimizer are not of the same checkpoint"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        times = list(self.interval) if isinstance(self.interval, tuple) else self.interval
+        return {"policy": self.policy.name, "layers": list(self.layers), "interval": times, "timing": self.timing}
+
+    def _layers_of(self, condition: Any) -> list[str]:
+        """Layers with a parameter for which the condition holds."""
+        assert self._model is not None
+        return [
+            layer
+            for layer, names in self.layers.items()
+            if any(condition(self._model.get_parameter(name)) for name in names)
+        ]
+
+    def check_reducer(self, model: DistributedDataParallel) -> None:
+        """Refuses a DistributedDataParallel that would wait for frozen layers, or never average those that open."""
+        if model.static_graph or not model.find_unused_parameters:
+            raise ValueError(
+                "frozen layers have no gradient, and the set of open ones grows: wrap the model as "
+                "DistributedDataParallel(..., find_unused_parameters=True), static_graph=False"
+            )
+        needed = {name for names in self.layers.values() for name in names}
+        needed |= {name for name, p in _innermost(model).named_parameters() if p.requires_grad}
+        # The reducer does not tell which parameters it was made for, only how many.
+        reduced = model._get_ddp_logging_data()["num_parameter_tensors"]
+        if reduced < len(needed):
+            raise ValueError(
+                f"DistributedDataParallel was made while {len(needed) - reduced} parameters of the schedule's layers "
+                "were frozen, and would never average their gradients: wrap it while all layers have requires_grad=True"
+            )
+
+
+def _times(policy: Policy, layers: int, interval: int | Sequence[int], timing: str) -> tuple[int, ...]:
+    """The steps at which SELECT is asked."""
+    if timing not in TIMINGS:
+        raise ValueError(f"unknown timing={timing!r}: choose one of {', '.join(TIMINGS)}")
+    if isinstance(interval, int):
+        if interval < 1:
+            raise ValueError(f"expected an interval of at least 1 step, got {interval}")
+        times = [interval * i for i in range(1, layers + 1)]
+    else:
+        times = list(interval)
+        if not times or times[0] < 1 or any(a >= b for a, b in pairwise(times)):
+            raise ValueError(f"expected an interval, or steps of at least 1 that increase, got {times}")
+    if timing == "authors":
+        times = [time - 1 for time in times][1 if policy.reopens_top else 0 :]
+    return tuple(times)
+
+
+def _innermost(model: nn.Module) -> nn.Module:
+    """The model itself, under DistributedDataParallel and torch.compile."""
+    while True:
+        inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+        if inner is None:
+            return model
+        model = inner

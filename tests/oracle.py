@@ -136,3 +136,15 @@ def snapshot(model: nn.Module) -> Callable[[], None]:
         ] == hooks
 
     return check
+
+
+def per_example_gradients(model: nn.Module, inputs: Inputs, labels: Tensor, layers: Layers) -> Tensor:
+    """(examples, layers) squared norms of the gradient of each example's own cross-entropy."""
+    model = copy.deepcopy(model).double().requires_grad_(True)
+    inputs = cast(inputs, torch.float64)
+    rows = []
+    for i, y in enumerate(labels):
+        alone = inputs[i : i + 1] if isinstance(inputs, Tensor) else {k: v[i : i + 1] for k, v in inputs.items()}
+        loss = nn.functional.cross_entropy(logits(model, alone)[:, 0], y[None])
+        rows.append(torch.stack([g.square().sum() for g in _gradients(model, loss, layers)]))
+    return torch.stack(rows)

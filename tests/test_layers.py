@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import adapters
 import pytest
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BartConfig, BartForSequenceClassification
+from zoo.huggingface import bert
 
 from fisherdyn.layers import adapter_layers, find_layers, resolve_layers
 
@@ -35,6 +37,38 @@ def test_blocks_of_encoder_and_decoder_are_two_layers():
     layers = list(adapter_layers(model, "task"))
     assert len(layers) == 4
     assert [name.split(".")[-3] for name in layers] == ["encoder", "encoder", "decoder", "decoder"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [(["query", "value"], {"0": 4, "1": 4}), ("all-linear", {"0": 12, "1": 12, "bert.pooler.dense": 2})],
+)
+def test_lora_of_peft_is_found_by_block(targets, expected):
+    model = get_peft_model(bert().model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=targets))
+    layers = find_layers(model)
+    assert [name.removeprefix("base_model.model.") for name in layers] == list(expected)
+    assert all("lora_" in name for names in layers.values() for name in names)
+    assert [len(names) for names in layers.values()] == list(expected.values())
+
+
+def test_lora_of_adapters_is_found_by_block():
+    model = bert().model
+    adapters.init(model)
+    model.add_adapter("task", config="lora")
+    model.train_adapter("task")
+    layers = find_layers(model)
+    assert list(layers) == ["0", "1"]
+    assert all(".loras.task." in name for names in layers.values() for name in names)
+
+
+def test_lora_where_there_are_no_blocks_is_found_by_module():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    layers = find_layers(get_peft_model(Two(), LoraConfig(r=2, target_modules=["first", "second"])))
+    assert list(layers) == ["base_model.model.first", "base_model.model.second"]
 
 
 @pytest.mark.parametrize(

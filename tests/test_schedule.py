@@ -1,6 +1,9 @@
-"""Which layers are open at which step: the table of every policy."""
+"""Which layers are open at which step: the table of every policy, by the paper's prose and as the authors' code has it."""
 
 from __future__ import annotations
+
+import copy
+import json
 
 import pytest
 import torch
@@ -8,34 +11,57 @@ from torch import nn
 
 from fisherdyn import policies
 from fisherdyn.schedule import Unfreezing
+from fisherdyn.selection import Selection
 
 LAYERS = {name: (f"{i}.weight", f"{i}.bias") for i, name in enumerate("0123")}
 SCORES = {"0": (5.0, 0.1), "1": (1.0, 0.1), "2": (3.0, 0.1), "3": (9.0, 0.1)}
+MEASURED = Selection(0, SCORES, 64, 2, 0.99, tie=False)
 
 TABLE = {
-    "standard": (policies.all_at_once(), {0: "0123"}),
-    "top_down": (policies.top_down(), {0: "3", 10: "2", 20: "1", 30: "0"}),
-    "bottom_up": (policies.bottom_up(), {0: "3", 10: "0", 20: "1", 30: "2"}),
-    "linear_probing": (policies.linear_probing(), {10: "0123"}),
-    "permutation": (policies.permutation([1, 0, 2]), {0: "3", 10: "1", 20: "0", 30: "2"}),
-    "surgical": (policies.surgical([1, 3]), {0: "13"}),
-    "fun": (policies.fun(), {0: "3", 10: "0", 20: "2", 30: "1"}),
+    # name: policy, opened at which step, the same by the authors' code
+    "standard": (policies.all_at_once(), {0: "0123"}, {0: "0123"}),
+    "top_down": (policies.top_down(), {0: "3", 10: "2", 20: "1", 30: "0"}, {0: "3", 19: "2", 29: "1", 39: "0"}),
+    "bottom_up": (policies.bottom_up(), {0: "3", 10: "0", 20: "1", 30: "2"}, {0: "3", 9: "0", 19: "1", 29: "2"}),
+    "linear_probing": (policies.linear_probing(), {10: "0123"}, {9: "0123"}),
+    "permutation": (
+        policies.permutation([1, 0, 2]),
+        {0: "3", 10: "1", 20: "0", 30: "2"},
+        {0: "3", 9: "1", 19: "0", 29: "2"},
+    ),
+    "in groups": (policies.permutation([2, (1, 0)]), {0: "3", 10: "2", 20: "10"}, {0: "3", 9: "2", 19: "10"}),
+    "surgical": (policies.surgical([1, 3]), {0: "13"}, {0: "13"}),
+    "fun": (policies.fun(), {0: "3", 10: "0", 20: "2", 30: "1"}, {0: "3", 9: "0", 19: "2", 29: "1"}),
 }
 
 
-def _opened(policy: policies.Policy, seed: int = 0, steps: int = 100) -> dict[int, str]:
-    unfreezing = Unfreezing(policy, LAYERS, interval=10)
-    generator = torch.Generator().manual_seed(seed)
+def _opened(policy, seed=0, steps=100, interval=10, timing="prose", layers=LAYERS):
+    unfreezing = Unfreezing(policy, layers, interval, timing=timing, seed=seed)
     for step in range(steps):
         if unfreezing.due(step):
-            unfreezing.select(step, SCORES, generator)
+            unfreezing.select(step, MEASURED if policy.sampling else None)
     return {step: "".join(layers) for step, layers in unfreezing.decisions if layers}
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_table(name):
-    policy, expected = TABLE[name]
-    assert _opened(policy) == expected
+    policy, prose, authors = TABLE[name]
+    assert _opened(policy) == prose
+    assert _opened(policy, timing="authors") == authors
+
+
+def test_twelve_layers_as_the_authors_code_opens_them():
+    """GU re-opens layer 11 at k, so that it lags the permutation 10, 9, ..., 0, which it is compared with, by one k."""
+    layers = {str(i): (str(i),) for i in range(12)}
+    gu = _opened(policies.top_down(), steps=1000, interval=50, timing="authors", layers=layers)
+    order = _opened(policies.permutation(range(10, -1, -1)), steps=1000, interval=50, timing="authors", layers=layers)
+    assert gu == {0: "11", **{50 * (i + 2) - 1: str(10 - i) for i in range(11)}}
+    assert order == {0: "11", **{50 * (i + 1) - 1: str(10 - i) for i in range(11)}}
+
+
+def test_unequal_intervals():
+    assert _opened(policies.top_down(), interval=[3, 4, 50]) == {0: "3", 3: "2", 4: "1", 50: "0"}
+    assert _opened(policies.top_down(), interval=(5,)) == {0: "3", 5: "2"}
+    assert _opened(policies.fun(), interval=[3, 4, 50], timing="authors") == {0: "3", 2: "0", 3: "2", 49: "1"}
 
 
 def test_random_order_opens_all_and_every_order():
@@ -46,15 +72,10 @@ def test_random_order_opens_all_and_every_order():
     assert _opened(policies.random_order(), 7) == _opened(policies.random_order(), 7)
 
 
-def test_fun_breaks_ties_upwards():
-    equal = dict.fromkeys(SCORES, (1.0, 0.0))
-    assert policies.fun().select(tuple(LAYERS), ("3",), equal, torch.Generator()) == ("2",)
-
-
 def test_open_at_is_a_function_of_decisions():
     unfreezing = Unfreezing(policies.top_down(), LAYERS, interval=10)
     for step in (10, 20, 30):
-        unfreezing.select(step, {}, torch.Generator())
+        unfreezing.select(step)
     assert [unfreezing.open_at(step) for step in (0, 9, 10, 29, 30)] == [
         ("3",), ("3",), ("3", "2"), ("3", "2", "1"), ("3", "2", "1", "0"),
     ]  # fmt: skip
@@ -69,13 +90,122 @@ def test_apply_freezes_and_drops_gradients():
     assert [p.grad is None for p in model.parameters()] == [True] * 6 + [False] * 2
 
 
+class Stack(nn.Sequential):
+    """Four layers and a head; a classifier's logits come out."""
+
+    def __init__(self):
+        super().__init__(*(nn.Linear(2, 2) for _ in LAYERS), nn.Linear(2, 3))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Stack()
+
+
+@pytest.fixture
+def data():
+    x = torch.randn(160, 2, generator=torch.Generator().manual_seed(1))
+    return [(a, a.argmax(dim=1)) for a in x.split(8)]
+
+
+def loop(model, unfreezing, optimizer, data, steps, start=0):
+    """A hand-written loop that leaves zeros, not None, in gradients: the way in which AdamW moves what is frozen."""
+    for step in range(start, steps):
+        unfreezing.step()
+        x, y = data[step % len(data)]
+        optimizer.zero_grad(set_to_none=False)
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        yield {layer for layer in LAYERS if optimizer.state.get(model.get_parameter(LAYERS[layer][0]))}
+
+
+@pytest.mark.parametrize("policy", [policies.top_down(), policies.linear_probing(), policies.fun()])
+def test_a_loop_of_ones_own(model, data, policy):
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    unfreezing = Unfreezing(policy, LAYERS, 3).attach(model, optimizer, data)
+    for step, trained in enumerate(loop(model, unfreezing, optimizer, data, 14)):
+        assert trained == set(unfreezing.open_at(step))
+        for layer in set(LAYERS) - trained:
+            assert all(torch.equal(before[name], model.get_parameter(name)) for name in LAYERS[layer])
+    assert set(unfreezing.open_at(13)) == set(LAYERS)
+
+
+def test_a_step_that_comes_twice_is_asked_once(model, data):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    unfreezing = Unfreezing(policies.top_down(), LAYERS, 2).attach(model, optimizer)
+    assert [unfreezing.step(step) for step in (0, 0, 1, 1, 2, 2, 3, 4)] == [(), (), (), (), ("2",), (), (), ("1",)]
+
+
+@pytest.mark.parametrize("policy", [policies.random_order, policies.fun])
+@pytest.mark.parametrize("cut", [4, 5, 7])
+def test_resume(model, data, policy, cut):
+    """Through JSON, with weights and optimizer taken along as a user would: decisions and weights go on to the bit."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    unfreezing = Unfreezing(policy(), LAYERS, 2, seed=3).attach(model, optimizer, data)
+    list(loop(model, unfreezing, optimizer, data, cut))
+    again = Stack()
+    again.load_state_dict(model.state_dict())
+    new = torch.optim.AdamW(again.parameters(), lr=0.1)
+    new.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed = Unfreezing(policy(), LAYERS, 2, seed=99).attach(again, new, data)
+    resumed.load_state_dict(json.loads(json.dumps(unfreezing.state_dict())))
+    list(loop(model, unfreezing, optimizer, data, 12, cut))
+    list(loop(again, resumed, new, data, 12, cut))
+    assert repr(resumed.decisions) == repr(unfreezing.decisions)
+    assert repr(resumed.selections) == repr(unfreezing.selections)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_resume_checks_the_mask_against_the_optimizer(model, data):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    ahead = Unfreezing(policies.top_down(), LAYERS, 2).attach(model, optimizer)
+    early = json.loads(json.dumps(ahead.state_dict()))
+    list(loop(model, ahead, optimizer, data, 5))
+    with pytest.raises(
+        ValueError, match=r"layer\(s\) 1, 2 are frozen by the saved schedule, but the optimizer has trained"
+    ):
+        Unfreezing(policies.top_down(), LAYERS, 2).attach(model, optimizer).load_state_dict(early)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Unfreezing(policies.bottom_up(), LAYERS, 2), "policy 'top_down', not 'bottom_up'"),
+        (Unfreezing(policies.top_down(), LAYERS, 3), "interval 2, not 3"),
+        (Unfreezing(policies.top_down(), LAYERS, 2, timing="authors"), "timing 'prose', not 'authors'"),
+        (Unfreezing(policies.top_down(), {"0": LAYERS["0"]}, 2), "layers"),
+    ],
+)
+def test_resume_refuses_another_schedule(other, message):
+    with pytest.raises(ValueError, match=f"saved schedule is another one: it has .*{message}"):
+        other.load_state_dict(Unfreezing(policies.top_down(), LAYERS, 2).state_dict())
+
+
+def test_an_optimizer_made_too_late(model):
+    for p in [*model[0].parameters(), *model[1].parameters()]:
+        p.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with pytest.raises(ValueError, match=r"lacks parameters of layer\(s\) 0, 1, .*make it while all layers"):
+        Unfreezing(policies.top_down(), LAYERS, 2).attach(model, optimizer)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: Unfreezing(policies.top_down(), LAYERS, 0), "interval of at least 1 step, got 0"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, [3, 3]), "steps of at least 1 that increase"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, []), "steps of at least 1 that increase"),
+        (
+            lambda: Unfreezing(policies.top_down(), LAYERS, 5, timing="code"),
+            "unknown timing='code': choose one of prose",
+        ),
+        (lambda: Unfreezing("fun", LAYERS, 5), "expected a policy"),
         (lambda: Unfreezing(policies.permutation([0, 1]), LAYERS, 5), "names each of 0, 1, 2 once"),
         (lambda: Unfreezing(policies.permutation([0, 1, 1]), LAYERS, 5), "got 0,1,1"),
         (lambda: Unfreezing(policies.surgical([7]), LAYERS, 5), r"unknown layer\(s\) 7: the model has 0, 1, 2, 3"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, 5).step(), "attach"),
     ],
 )
 def test_refuses(call, message):
@@ -83,8 +213,55 @@ def test_refuses(call, message):
         call()
 
 
-def test_a_policy_that_opens_what_is_open_is_refused():
-    again = policies.Policy("again", lambda layers: layers[-1:], lambda layers, o, s, g: layers[-1:])
-    unfreezing = Unfreezing(again, LAYERS, 10)
-    with pytest.raises(ValueError, match="'again' chose \\['3'\\]"):
-        unfreezing.select(10, {}, torch.Generator())
+def test_fun_needs_something_to_measure_on(model):
+    with pytest.raises(ValueError, match="'fun' measures"):
+        Unfreezing(policies.fun(), LAYERS, 2).attach(model, torch.optim.SGD(model.parameters(), lr=1))
+
+
+@pytest.mark.parametrize("answer", [("3",), ("9",), ("1", "1")])
+def test_a_wrong_answer_is_refused(answer):
+    wrong = policies.Policy("wrong", lambda layers: layers[-1:], lambda now: answer)
+    with pytest.raises(ValueError, match="'wrong' chose"):
+        Unfreezing(wrong, LAYERS, 10).select(10)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_distributed_data_parallel(model, data):
+    """Frozen layers have no gradient, late ones are averaged: the wrapped model trains as the plain one does."""
+    plain = copy.deepcopy(model)
+    wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    for bare, called in ((plain, plain), (model, wrapped)):
+        optimizer = torch.optim.AdamW(bare.parameters(), lr=0.1)
+        unfreezing = Unfreezing(policies.fun(), LAYERS, 3).attach(called, optimizer, data)
+        for step, (x, y) in enumerate(data[:14]):
+            unfreezing.step(step)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(called(x), y).backward()
+            optimizer.step()
+        assert set(unfreezing.open_at(13)) == set(LAYERS)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.filterwarnings("ignore:You passed find_unused_parameters=true")
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, "find_unused_parameters=True"),
+        ({"find_unused_parameters": True, "static_graph": True}, "static_graph=False"),
+        ({"find_unused_parameters": True}, "made while 2 parameters .* were frozen"),
+    ],
+)
+def test_distributed_data_parallel_is_refused(model, how, message):
+    for p in model[1].parameters():
+        p.requires_grad_("made while" not in message)
+    wrapped = nn.parallel.DistributedDataParallel(model, **how)
+    with pytest.raises(ValueError, match=message):
+        Unfreezing(policies.top_down(), LAYERS, 3).attach(wrapped, torch.optim.SGD(model.parameters(), lr=0.1))

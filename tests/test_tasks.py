@@ -153,6 +153,32 @@ def test_the_fisher_is_measured_right_on_these_models(hub, name, tuning):
     assert found.wrong == (), found
 
 
+@pytest.fixture(scope="module")
+def mdeberta(hub, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mdeberta")
+    tiny.make_mdeberta(folder / "mdeberta", hub / "xlmr" / "model", ("en", "zh"))
+    (folder / "data").symlink_to(hub / "data")
+    return folder
+
+
+SHARED_PROJECTIONS = pytest.mark.xfail(
+    raises=RuntimeError, strict=True, reason="its query projection also reads relative positions, which have no batch"
+)
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    ["adapter", pytest.param("lora", marks=SHARED_PROJECTIONS), pytest.param("full", marks=SHARED_PROJECTIONS)],
+)
+def test_mdeberta(mdeberta, tuning):
+    task = load(mdeberta, "xcopa", "mdeberta", tuning=tuning, languages=("zh",))
+    network = task.build_model(0)
+    assert 0 <= task.evaluate()["zh"](network) <= 1
+    assert torch.isfinite(network(**next(iter(task.train_loader(0)))).loss)
+    found = verify(network, task.probe_loader()[0], layers=task.layers(network))
+    assert found.wrong == (), found
+
+
 # ---- languages and their gaps ----------------------------------------------------------------------------------------
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from test_schedule import TABLE
 from torch import nn
 
 from fisherdyn import fit, policies
+from fisherdyn.loop.checkpoint import Checkpoint, checkpoints, newest
 
 
 class Tiny(nn.Module):
@@ -33,12 +41,16 @@ class Tiny(nn.Module):
 LAYERS = {str(i): (f"body.{i}.weight", f"body.{i}.bias") for i in range(4)}
 
 
-@pytest.fixture
-def data():
+def make_data():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(48, 5, generator=g)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
     return [{"x": a, "labels": b} for a, b in zip(x.split(8), y.split(8), strict=True)]
+
+
+@pytest.fixture
+def data():
+    return make_data()
 
 
 @pytest.fixture
@@ -145,3 +157,309 @@ def test_bad_input(model, data, changes, message):
 def test_a_loader_that_is_used_up(model, data):
     with pytest.raises(ValueError, match="train_loader gave no batch"):
         run(model, iter(data), probe_loader=data[:2])
+
+
+def test_the_record_says_what_each_choice_rested_on(model, data):
+    ds = run(model, data, policies.fun(), selection_loader=data)
+    assert ds["selection_step"].values.tolist() == [4, 8, 12]
+    assert ds["selection_examples"].values.tolist() == [48, 48, 0]
+    assert ds["selection_tie"].dtype == np.int8
+    for step, layer in zip(ds["selection_step"].values, ds["selection_layer"].values, strict=True):
+        assert int(ds["selected"].sel(layer=layer)) == step
+    measured = ds["selection_trace"].notnull()
+    assert measured.sum("layer").values.tolist() == [3, 2, 0]
+    best = ds["selection_trace"][:2].fillna(-1).argmax("layer")
+    assert ds["layer"].values[best.values].tolist() == ds["selection_layer"].values[:2].tolist()
+    assert ((ds["selection_confidence"] >= 0) & (ds["selection_confidence"] <= 1)).all()
+
+
+def test_timing_and_unequal_intervals(model, data):
+    ds = run(model, data, timing="authors", steps=16)
+    assert ds["selected"].values.tolist() == [15, 11, 7, 0]
+    ds = run(Tiny(), data, interval=(2, 3, 9))
+    assert ds["selected"].values.tolist() == [9, 3, 2, 0]
+
+
+def test_accumulated_batches_are_one_large_batch(model, data):
+    twin = copy.deepcopy(model)
+    pairs = [{name: torch.cat([a[name], b[name]]) for name in a} for a, b in zip(data[::2], data[1::2], strict=True)]
+    run(model, data, accumulate=2, probe_loader=data[:2])
+    run(twin, pairs, probe_loader=data[:2])
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_linear_schedule(model, data):
+    """The last of 20 updates has a twentieth of the rate: without decay, Adam's step is in proportion."""
+    halfway, twin = copy.deepcopy(model), copy.deepcopy(model)
+    run(halfway, data, steps=1, lr_schedule="linear", weight_decay=0.0)
+    run(twin, data, steps=1, lr_schedule="constant", weight_decay=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(halfway.parameters(), twin.parameters(), strict=True))
+    rates: list[float] = []
+
+    class Spy(torch.optim.AdamW):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    original, torch.optim.AdamW = torch.optim.AdamW, Spy
+    try:
+        run(model, data, steps=4, lr_schedule="linear", lr=1.0)
+    finally:
+        torch.optim.AdamW = original
+    assert rates == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_the_source_alone_says_when_to_stop_and_what_is_best(model, data):
+    source = iter([0.2, 0.5, 0.9, 0.9, 0.8, 0.7, 0.95])
+    seen: list[torch.Tensor] = []
+
+    def evaluate_source(m):
+        seen.append(m.head.weight.detach().clone())
+        return next(source)
+
+    target = {"a": lambda m: m.head.weight.sum().item()}
+    options = {"evaluate_source": evaluate_source, "evaluate": target, "record_every": 2}
+    ds = run(model, data, patience=3, keep_best=True, **options)
+    assert ds["step"].values.tolist() == [0, 2, 4, 6, 8, 10]
+    assert int(ds["best_step"]) == 4
+    assert torch.equal(model.head.weight, seen[2])
+    assert float(ds["metric_at_best"][0]) == float(seen[2].sum())
+    assert float(ds["metric"][-1, 0]) == float(seen[-1].sum())
+
+
+def test_bf16_trains_near_float32(model, data):
+    twin = copy.deepcopy(model)
+    a, b = run(model, data), run(twin, data, precision="bf16")
+    assert all(p.dtype == torch.float32 for p in twin.parameters())
+    assert not xr.Dataset.identical(a[["train_loss"]], b[["train_loss"]])
+    np.testing.assert_allclose(a["train_loss"][1:], b["train_loss"][1:], rtol=0.02)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    g = torch.Generator().manual_seed(0)
+    data = [{"input_ids": x, "labels": x.sum(dim=1) % 2} for x in torch.randint(20, (3, 8, 6), generator=g)]
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(BertConfig(**config, intermediate_size=16))
+        options = {"layers": r"layer\.(\d+)\.", "gradient_checkpointing": checkpointing, "steps": 6, "interval": 2}
+        run(model, data, policies.fun(), **options)
+        assert not model.is_gradient_checkpointing
+        found.append(model)
+    assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in found), strict=True))
+
+
+def test_compiled_once_more_each_time_a_layer_opens(data):
+    """Ten layers, which is more than the compiler allows by itself before it gives up without a word."""
+
+    class Deep(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.ModuleList(nn.Linear(5, 5) for _ in range(10))
+
+        def forward(self, x, labels=None):
+            for layer in self.body:
+                x = x + torch.tanh(layer(x))
+            return SimpleNamespace(logits=self.head(x), loss=self._loss(x, labels))
+
+        def _loss(self, x, labels):
+            return None if labels is None else nn.functional.cross_entropy(self.head(x), labels)
+
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    torch.manual_seed(0)
+    model = Deep()
+    twin = copy.deepcopy(model)
+    layers = {str(i): (f"body.{i}.weight", f"body.{i}.bias") for i in range(10)}
+    options = {"layers": layers, "interval": 2, "record_every": 3, "steps": 22}
+    run(model, data, compile=counter, **options)
+    assert counter.frame_count == 10
+    run(twin, data, **options)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_an_accelerator_of_one_process_changes_nothing(model, data):
+    accelerate = pytest.importorskip("accelerate")
+    twin = copy.deepcopy(model)
+    a = run(model, data, policies.fun())
+    b = run(twin, data, policies.fun(), accelerator=accelerate.Accelerator(cpu=True))
+    xr.testing.assert_identical(a, b)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+TWO = """
+import os, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import torch
+torch.set_num_threads(1)
+import accelerate
+from test_train import Tiny, run, make_data
+from fisherdyn import policies
+accelerator = accelerate.Accelerator(cpu=True)
+assert accelerator.num_processes == 2
+torch.manual_seed(0)
+model = Tiny()
+ds = run(model, make_data(), policies.fun(), accelerator=accelerator, checkpoints={folder!r}, checkpoint_every=5)
+if accelerator.is_main_process:
+    torch.save((model.state_dict(), ds.to_dict()), {out!r})
+"""
+
+
+def test_two_processes_do_what_one_does_with_twice_the_batches(model, data, tmp_path):
+    pytest.importorskip("accelerate")
+    root = Path(__file__).resolve().parent.parent
+    out = tmp_path / "out.pt"
+    code = TWO.format(tests=str(root / "tests"), root=str(root), folder=str(tmp_path / "runs"), out=str(out))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **world, "RANK": r, "LOCAL_RANK": r})
+        for r in "01"
+    ]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    weights, ds = torch.load(out, weights_only=False)
+    one = run(model, data, policies.fun(), accumulate=2)
+    assert xr.Dataset.from_dict(ds)["selected"].values.tolist() == one["selected"].values.tolist()
+    np.testing.assert_allclose(xr.Dataset.from_dict(ds)["train_loss"], one["train_loss"], rtol=1e-4)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-5)
+
+
+class Noisy(Tiny):
+    """With dropout, and a batch norm: the global random state and buffers count."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, x, labels=None):
+        return super().forward(nn.functional.dropout(self.norm(x), 0.2, self.training), labels)
+
+
+def long_run(folder, stop_at=None):
+    """FUN, random shuffling from the global state, everything that has a state; killed as step `stop_at` begins."""
+    torch.manual_seed(0)
+    model = Noisy()
+    rows = [{name: batch[name][i] for name in batch} for batch in make_data() for i in range(8)]
+    loader = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True)
+    updates = 0
+
+    def counted(m, *_):
+        nonlocal updates
+        updates += m.training
+        if updates == stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    model.register_forward_pre_hook(counted)
+    options = {"evaluate_source": lambda m: m.head.weight.sum().item(), "keep_best": True, "labels": "sampled"}
+    options |= {"evaluate": {"a": lambda m: m.head.bias.sum().item()}, "evaluate_every": 7, "record_every": 3}
+    options |= {"checkpoints": folder, "checkpoint_every": 2, "lr_schedule": "linear"}
+    ds = run(model, loader, policies.fun(), probe_loader=make_data(), selection_loader=loader, **options)
+    return {name: value.clone() for name, value in model.state_dict().items()}, ds, torch.get_rng_state()
+
+
+def test_resume_after_sigkill_at_twenty_steps(tmp_path):
+    """Killed as each of the 20 steps begins, and taken up: weights, record and random state as if nothing had happened."""
+    weights, ds, state = long_run(None)
+    for stop_at in range(1, 21):
+        folder = tmp_path / str(stop_at)
+        child = os.fork()
+        if not child:
+            long_run(folder, stop_at)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        saved = checkpoints(folder)
+        assert (saved[-1].name if saved else "") == (f"step-{(stop_at - 1) // 2 * 2:09d}" if stop_at > 2 else "")
+        again, record, after = long_run(folder)
+        xr.testing.assert_identical(record, ds)
+        assert all(torch.equal(again[name], weights[name]) for name in weights)
+        assert torch.equal(after, state)
+
+
+def test_checkpoints_are_there_whole_or_not_at_all(model, data, tmp_path, monkeypatch):
+    """A disk that is full while a checkpoint is written leaves those that were there, and nothing else."""
+    run(model, data, steps=7, checkpoints=tmp_path, checkpoint_every=2)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert before == ["step-000000004", "step-000000006"]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fisherdyn.loop.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        Checkpoint(8).write(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_checkpoints_of_another_run_are_refused(model, data, tmp_path):
+    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "steps": 4}
+    run(model, data, **options)
+    with pytest.raises(ValueError, match=r"checkpoint of another run: it has lr 0.01, not 0.02.*Choose another"):
+        run(model, data, lr=0.02, **options)
+    other = Tiny()
+    other.head = nn.Linear(5, 4)
+    with pytest.raises(ValueError, match=r"weight head\.weight of shape"):
+        run(other, data, **options)
+    (tmp_path / "step-000000004" / "tensors.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"damaged .* delete it to go on from the one before"):
+        run(model, data, **options)
+    with pytest.raises(ValueError, match="is a file: expected a folder"):
+        run(model, data, checkpoints=Path(__file__), steps=4)
+
+
+def test_optimizer_state_of_frozen_layers_is_empty(model, data, tmp_path):
+    """Read from the checkpoint itself: at step 8 of top-down, before that step's selection, layers 2 and 3 are open."""
+    run(model, data, steps=9, checkpoints=tmp_path, checkpoint_every=8)
+    saved = newest(tmp_path)
+    assert saved.step == 8
+    trained = {name.rpartition("/")[0] for name in saved.get("optimizer")}
+    assert trained == {*LAYERS["2"], *LAYERS["3"], "head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 0}, "accumulate of at least 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every of at least 1"),
+        ({"patience": 2}, "pass evaluate_source"),
+        ({"keep_best": True}, "pass evaluate_source"),
+        ({"patience": 0, "evaluate_source": lambda m: 0.0}, "patience of at least 1 record"),
+        ({"lr_schedule": "cosine"}, "unknown lr_schedule='cosine': choose one of constant, linear"),
+        ({"precision": "fp16"}, "unknown precision='fp16': choose one of float32, bf16"),
+        ({"gradient_checkpointing": True}, "Tiny has none"),
+        ({"policy": "fun"}, "expected a policy"),
+        ({"accelerator": SimpleNamespace(mixed_precision="fp16")}, 'ask fit for precision="bf16"'),
+        ({"timing": "paper"}, "unknown timing"),
+    ],
+)
+def test_bad_options(model, data, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(model, data, **{"policy": policies.top_down(), **changes})
+
+
+def test_nothing_open_is_said(model, data):
+    for p in model.head.parameters():
+        p.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing is open"):
+        run(model, data, policies.linear_probing())
+
+
+@pytest.mark.parametrize("timing", ["prose", "authors"])
+@pytest.mark.parametrize("name", [name for name in TABLE if name != "fun"])
+def test_the_table(model, data, name, timing):
+    """The record of a run has what `Unfreezing` promises: open from that step's record on, for every policy and timing."""
+    policy, *opened = TABLE[name]
+    opened = opened[timing == "authors"]
+    ds = run(model, data, policy, timing=timing, interval=10, steps=42, record_every=1, probe_loader=data[:1])
+    for step in range(43):
+        is_open = {layer for when, layers in opened.items() if when <= step for layer in layers}
+        assert ds["trainable"].sel(step=step).values.tolist() == [int(layer in is_open) for layer in "0123"]

@@ -7,7 +7,10 @@ import copy
 import pytest
 import torch
 from oracle import cast, per_example_trace
-from wirings import WIRINGS
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+from wirings import WIRINGS, body_and_head
+from zoo import SMALL, tokens
 
 from fisherdyn import fisher_trace
 
@@ -29,3 +32,36 @@ def test_right_or_refused(name, method):
     truth = per_example_trace(copy.deepcopy(model), x, layers)
     found = fisher_trace(model, [x], layers=layers, labels="exact", method=method)
     torch.testing.assert_close(found.values, truth, rtol=1e-9, atol=1e-14)
+
+
+class MeanPooled(nn.Module):
+    """A head on the mean over all positions, padding included: careless, common, and a function of the padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = BertConfig(vocab_size=30, attn_implementation="eager", **SMALL)
+        self.bert, self.head = BertModel(self.config, add_pooling_layer=False), nn.Linear(16, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.mean(dim=1))
+
+
+@pytest.mark.parametrize("method", ["hooks", "vmap"])
+def test_padding_that_counts_is_not_cut(method):
+    torch.manual_seed(0)
+    model = MeanPooled().double().eval()
+    x = {key: torch.cat([v, v.new_zeros(len(v), 5)], dim=1) for key, v in tokens().items()}
+    layers = {"head": ("head.weight",)}
+    found = fisher_trace(model, [x], layers=layers, labels="exact", method=method, likelihood="categorical")
+    torch.testing.assert_close(found.values, per_example_trace(model, x, layers), rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("labels", ["argmax", "class_mix"])
+def test_a_certain_example_proves_nothing(labels):
+    """The last example is so certain that its gradient is 0; the others' is wrong all the same."""
+    torch.manual_seed(0)
+    model = body_and_head(lambda m, x: m.head(nn.functional.linear(m.body(x), m.body.weight)))
+    x = torch.randn(5, 6)
+    x[-1] *= 1e4
+    with pytest.raises(ValueError, match=r"body"):
+        fisher_trace(model, [x], layers={"body": ("body.weight",)}, labels=labels)

@@ -7,6 +7,7 @@ English training sets are made up, in the formats of the real ones.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,21 @@ def make_mbert(folder: Path, languages: tuple[str, ...]) -> Path:
     tokenizer = wordpiece_tokenizer()
     config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **SIZE)
     return _save(BertForPreTraining(config), tokenizer, folder, languages)
+
+
+def make_mdeberta(folder: Path, tokens: Path, languages: tuple[str, ...]) -> Path:
+    """Disentangled attention, as mDeBERTa's, over a tokenizer that is there already."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)  # transformers' own
+        from transformers import DebertaV2Config, DebertaV2ForMaskedLM
+
+    tokenizer = XLMRobertaTokenizerFast.from_pretrained(tokens)
+    config = DebertaV2Config(
+        vocab_size=len(tokenizer), max_position_embeddings=512, pad_token_id=1, relative_attention=True,
+        position_buckets=32, norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type="p2c|c2p", type_vocab_size=0,
+        position_biased_input=False, **SIZE,
+    )  # fmt: skip
+    return _save(DebertaV2ForMaskedLM(config), tokenizer, folder, languages)
 
 
 def _save(model, tokenizer, folder: Path, languages: tuple[str, ...]) -> Path:

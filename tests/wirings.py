@@ -428,6 +428,23 @@ def expert_chooses_tokens() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*SQUARE)
 
 
+@wiring(hooks=".", vmap=UNMAPPED)
+def tokens_routed() -> tuple[nn.Module, Tensor]:
+    """Each token goes to one of two experts, and each happens to get a multiple of four; the last example two of each."""
+
+    def wire(m: Wired, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, 6)
+        first = rows[:, 0] > 0
+        out = torch.zeros_like(rows)
+        out[first], out[~first] = m.body(rows[first]), m.other(rows[~first])
+        return m.head(out.reshape(x.shape).tanh().mean(dim=1))
+
+    batch = x(*SQUARE)
+    goes_first = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]])
+    batch[:, :, 0] = batch[:, :, 0].abs() * (2 * goes_first - 1)
+    return Wired(wire, body=nn.Linear(6, 6), other=nn.Linear(6, 6), head=nn.Linear(6, 3)), batch
+
+
 @wiring(hooks=".", vmap="mixes examples")
 def batch_statistics() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""The check that no architecture escapes: one example of the first batch, alone, by plain autograd.
+"""The check that no architecture escapes: two examples of the first batch, each alone, by plain autograd.
 
 Hooks read a per-example gradient off the rows of what modules see. That is wrong, without a sign of it, where a model
 mixes examples, orders their rows otherwise, or uses a weight outside its module's call. So the first time that a model is
-measured, its last example is run alone and differentiated in the weights themselves, and must have the norms that its rows
-were given. Cost: one plain forward and backward pass of one example, once for a model and the way its modules are called.
+measured, two of its examples are run alone and differentiated in the weights themselves, and must have the norms that their
+rows were given. Cost: two plain forward and backward passes of one example, once for a model and the way its modules are
+called.
 """
 
 from __future__ import annotations
@@ -62,17 +63,23 @@ class Alone:
         self.needed = not _left_to_the_caller and self.way not in _CHECKED.setdefault(model, set())
 
     def check(self, cotangent: Tensor, norms: Tensor) -> None:
-        """Compares the last example's row of `norms` (examples, layers) with what the example gives alone.
+        """Compares rows of `norms` (examples, layers) with what their examples give alone: the largest, and a middle one.
+
+        Neither the first nor the last: reversed or rotated rows keep one of those, or both, in their place.
 
         Raises:
             ValueError: they differ; names the layers.
         """
-        last = len(norms) - 1
-        truth = self._norms(last, cotangent[last:])
-        found = norms[last]
+        middle = len(norms) // 2 + (len(norms) % 2 and len(norms) > 1)
+        for i in {int(norms.sum(dim=1).argmax()), middle}:
+            self._check(norms[i], self._norms(i, cotangent[i : i + 1]), cotangent.dtype)
+        if bool(norms.any()):  # where nothing has a gradient, nothing was compared
+            _CHECKED[self.model].add(self.way)
+
+    def _check(self, found: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
         # An example alone is rounded otherwise than in a batch, and where gradients cancel there is nothing but rounding.
-        share = 0.1 if cotangent.dtype in (torch.float16, torch.bfloat16) else 1e-2
-        rounding = min((100 * torch.finfo(cotangent.dtype).eps) ** 2, 1e-6)
+        share = {torch.float64: 1e-3, torch.float32: 1e-2}.get(dtype, 0.1)
+        rounding = min((100 * torch.finfo(dtype).eps) ** 2, 1e-6)
         off = (found - truth).abs() > share * truth + 1e-2 * share * truth.max() + rounding
         if bool(off.any()):
             wrong = [name for name, is_off in zip(self.layers, off.tolist(), strict=True) if is_off]
@@ -82,10 +89,9 @@ class Alone:
                 "uses a weight outside its own module's call, as F.linear(x, layer.weight) does; "
                 f"{USE_VMAP}, which is right for the first and the last"
             )
-        _CHECKED[self.model].add(self.way)
 
     def _norms(self, i: int, cotangent: Tensor) -> Tensor:
-        """(layers,): ||J_l^T c||^2 of example i."""
+        """(layers,): ||J_l^T c||^2 of example i, by plain autograd."""
         names = [name for names in self.layers.values() for name in names]
         weights = {name: self.model.get_parameter(name).detach().requires_grad_() for name in names}
         kwargs = {key: one_example(x, i) for key, x in self.kwargs.items()}

@@ -77,5 +77,10 @@ def _squared(
         )
         for j, own in enumerate(layers.values()):
             found = [g for g in (next(gradients) for _ in own) if g is not None]
-            total[0, j] += sum(float(g.abs().double().square().sum()) for g in found)
+            total[0, j] += sum(_square_sum(g) for g in found)
     return total
+
+
+def _square_sum(g: Tensor) -> Tensor:
+    """In float64, without a copy of g in it."""
+    return torch.linalg.vector_norm(torch.view_as_real(g) if g.is_complex() else g, dtype=torch.float64).square()

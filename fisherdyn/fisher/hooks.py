@@ -7,7 +7,7 @@ again, one example at a time (`replay`). Frozen parameters are measured like any
 nor touched.
 
 Unbiased given the cotangents; no variance of its own. Cost: one forward pass, and for each cotangent one backward pass
-through the activations plus the rules; for the first batch of a model, also a plain pass of one example (`alone`), which
+through the activations plus the rules; for the first batch of a model, also a plain pass of two examples (`alone`), which
 finds what hooks cannot see: mixed examples, and weights that are used outside their module's call.
 """
 
@@ -64,9 +64,9 @@ def squared_norms(
         for i, column in enumerate(columns):
             unit, size = _unit(column)
             norms = tape.pull_back(f, unit.to(f.dtype), last=i + 1 == len(columns))
-            if alone.needed and not i:
-                alone.check(unit.to(f.dtype), norms)
             total += size.square()[:, None] * norms
+    if alone.needed:  # now that the graph is gone
+        alone.check(unit.to(f.dtype), norms)
     return total
 
 
@@ -92,10 +92,11 @@ def _watched(model: nn.Module, layers: Layers) -> list[Watched]:
     wanted: dict[str, dict[str, int]] = {}
     for i, (layer, names) in enumerate(layers.items()):
         for name in names:
-            tied = readers[id(model.get_parameter(name))]
+            owner, _, short = name.rpartition(".")
+            tied = readers[id(modules[owner]._parameters[short])]
             if len(tied) > 1:
                 raise ValueError(f"layer {layer!r}: one weight is used as {' and '.join(tied.values())}; {USE_VMAP}")
-            owner, short = reader(model, name)
+            owner, short = reader(modules, name)
             wanted.setdefault(owner, {})[short] = i
     return [Watched(name, modules[name], own) for name, own in wanted.items()]
 

@@ -14,8 +14,8 @@ from .forward import Batch
 def without_padding(batch: Batch, model: nn.Module, likelihood: Likelihood | None) -> Batch:
     """A Hugging Face batch without the columns on the right that no example attends to; any other as it is.
 
-    The numbers stay exactly the same, so it is done only where that is certain: the model is configured as Hugging Face's
-    are and mixes no neighbours (convolutions would see the padding), and its logits are one row an example, or a row a token
+    The numbers stay exactly the same, so it is done only where that is certain: the model's forward pass is the library's
+    own and mixes no neighbours (convolutions would see the padding), and its logits are one row an example, or a row a token
     that counts only where label or mask says so. A span's softmax runs over the padding too.
     """
     mask, ids = (batch.get(key) if isinstance(batch, Mapping) else None for key in ("attention_mask", "input_ids"))
@@ -41,6 +41,12 @@ def _by_token(x: Any, ids: Tensor) -> bool:
 
 
 def _changes_nothing(model: nn.Module, likelihood: Likelihood | None) -> bool:
-    configured = hasattr(getattr(model, "config", None), "model_type")
     mixes = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
-    return type(likelihood) in (Categorical, Choice, Token, CausalLM) and configured and not mixes
+    return type(likelihood) in (Categorical, Choice, Token, CausalLM) and not mixes and _is_known(model)
+
+
+def _is_known(model: nn.Module) -> bool:
+    """Whether the library wrote the whole forward pass: a head of one's own may average over the padding."""
+    wrapped = getattr(model, "get_base_model", None)  # peft's
+    kinds = type(wrapped() if wrapped is not None else model).__mro__
+    return next(kind for kind in kinds if "forward" in vars(kind)).__module__.startswith(("transformers.", "adapters."))

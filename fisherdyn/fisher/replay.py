@@ -7,7 +7,7 @@ for a whole network. An example is taken out of the dimension that the module's 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -56,22 +55,23 @@ def _read(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) and not isinstance(x, nn.Parameter) else x
 
 
-def reader(model: nn.Module, name: str) -> tuple[str, str]:
+def reader(modules: Mapping[str, nn.Module], name: str) -> tuple[str, str]:
     """The module whose call reads a parameter, and the parameter's name there.
 
     That is the parameter's owner, unless the owner only holds it: a container (ParameterList), a parametrization (weight
     norm), the output projection of nn.MultiheadAttention. Those are read by the module around them.
+
+    Args:
+        modules: all of the model's, by name.
+        name: of the parameter.
     """
-    path = name.split(".")
-    modules = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
-    parametrized = next(
-        (depth for depth, module in enumerate(modules) if isinstance(module, ParametrizationList)), None
-    )
-    # Above a parametrization's list is the dict of them, and above that the module that has them.
-    depth = len(modules) - 1 if parametrized is None else parametrized - 2
-    while depth > 0 and _only_holds(modules[depth]):
-        depth -= 1
-    return ".".join(path[:depth]), ".".join(path[depth:])
+    owner = name.rpartition(".")[0]
+    if ".parametrizations." in f".{owner}.":
+        # Above a parametrization's list is the dict of them, and above that the module that has them.
+        owner = f".{owner}".partition(".parametrizations.")[0].lstrip(".")
+    while owner and _only_holds(modules[owner]):
+        owner = owner.rpartition(".")[0]
+    return owner, name.removeprefix(f"{owner}.") if owner else name
 
 
 def _only_holds(module: nn.Module) -> bool:

@@ -21,8 +21,8 @@ from ..likelihoods import widened
 Norms = dict[str, Tensor]
 """Parameter name (of the module itself) -> (batch,)."""
 
-BUDGET = 2**24
-"""Numbers that a norm may hold at once beside its inputs (64 MiB in float32)."""
+BUDGET, BUDGET_OF_A_GPU = 2**19, 2**24
+"""Numbers that a norm may hold at once beside its inputs: 2 MiB in float32, which stay in a CPU's cache, or 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def outer(module: nn.Module, a: Float[Tensor, "b t g d"], d: Float[Tensor, "b t 
     a, d = (x.transpose(1, 2).flatten(0, 1) for x in (a, d))
     size_a, size_d = a.shape[2], d.shape[2]
     by_gram = positions * (size_a + size_d) <= size_a * size_d
-    rows = max(1, BUDGET // (2 * positions**2 if by_gram else size_a * size_d))
+    budget = BUDGET_OF_A_GPU if a.is_cuda else BUDGET
+    rows = max(1, budget // (2 * positions**2 if by_gram else size_a * size_d))
     norm = _by_gram if by_gram else _by_gradient
     weight = torch.cat([norm(x, y) for x, y in zip(a.split(rows), d.split(rows), strict=True)])
     return {"weight": weight.reshape(batch, groups).sum(dim=1), "bias": bias}
@@ -141,6 +142,17 @@ def _rms_normalised(module: nn.RMSNorm, a: Tensor) -> Tensor:
     return _norm_gradients(module, nn.functional.rms_norm(widened(a), list(module.normalized_shape), eps=module.eps))
 
 
+def _per_unit_of_weight(module: nn.Module, a: Tensor) -> Tensor:
+    """What a scale multiplies, for a module that is linear in it: y(w = 1) - y(w = 0). Some scale by w, some by 1 + w."""
+    one, none = (torch.func.functional_call(module, {"weight": w}, (a,)) for w in _one_and_none(module))
+    return widened(one - none).reshape(len(a), -1, a.shape[-1])
+
+
+def _one_and_none(module: nn.Module) -> tuple[Tensor, Tensor]:
+    weight = module.get_parameter("weight").detach()
+    return torch.ones_like(weight), torch.zeros_like(weight)
+
+
 def _group_normalised(module: nn.GroupNorm, a: Tensor) -> Tensor:
     return _channels_last(module, group_norm(widened(a), module.num_groups, eps=module.eps))
 
@@ -162,7 +174,10 @@ def _vectors(module: nn.Module, d: Tensor) -> Tensor:
 
 _LINEAR = Rule(_features_last, _features_last, outer)
 _CONV = Rule(_patches, _conv_gradients, outer)
+_HF_RMS_NORM = Rule(_per_unit_of_weight, _vectors, elementwise)
 _BATCH_NORM = Rule(_batch_normalised, _channels_last, elementwise)
+
+_RMS_NAMES = ("RMSNorm", "T5LayerNorm")
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _LINEAR,
@@ -188,4 +203,6 @@ def find_rule(module: nn.Module) -> Rule | None:
         return None
     if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
         return _LINEAR  # Hugging Face's: a Linear whose weight is stored transposed
+    if type(module).__module__.startswith("transformers.models.") and type(module).__name__.endswith(_RMS_NAMES):
+        return _HF_RMS_NORM  # every family of models has a copy of its own
     return RULES.get(type(module))

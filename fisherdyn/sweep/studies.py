@@ -90,8 +90,7 @@ class Settings:
         """Flat and in plain values, as a file's attributes must be."""
         own = asdict(self)
         flat = {**own.pop("options"), **own.pop("fit")}
-        plain = {key: _plain(value) for key, value in flat.items()}
-        return {key: value for key, value in {**own, **plain}.items() if value not in ("", None)}
+        return {key: _plain(value) for key, value in {**own, **flat}.items() if value not in ("", None)}
 
     def of(self, run: Run) -> Settings:
         """The settings of one run."""
@@ -114,9 +113,10 @@ class Settings:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bool):  # which a NetCDF file cannot hold
+    """NetCDF knows neither truth values nor lists of texts."""
+    if isinstance(value, bool):
         return int(value)
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return ", ".join(value) if isinstance(value, list) else value
 
 
 def _every(steps: int, interval: int, first: int) -> list[int]:

@@ -59,7 +59,7 @@ def attach(
         languages(model)
         model.add_adapter(TASK, config=SeqBnConfig(reduction_factor=reduction))
         with _none_active_yet():
-            set_language(model, source)
+            model.train_adapter(Stack(source, TASK))
     elif tuning == LORA:
         _inject_lora(model)
     open_names = set(head)

@@ -1,0 +1,157 @@
+"""Per-example squared gradient norms of a training batch, from the backward pass that training runs anyway.
+
+Hooks on the modules that own wanted parameters keep a module's input and, when training's own backward pass comes by, the
+gradient at its output; the rules (`rules`) turn both into squared norms. The hooks only listen: the computation, and so
+the trained weights, stay what they are to the bit.
+
+The loss is taken to be the mean over all N examples of an update (micro-batches of gradient accumulation included), so
+that an example's own gradient is N times what its hook sees. The labels are the data's: this is the empirical Fisher, in
+training mode, and not tr(F) (Kunstner et al. 2019).
+
+Cost: the rules, no backward pass. Memory: inputs and output gradients of the measured modules until `take`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..layers import Layers
+from .forward import count_examples
+from .hooks import Watched, _side_by_side, _watched
+
+LEAVE_OUT = "leave its layer out with layers="
+
+
+@dataclass
+class _Call:
+    """One call of a module: its input, and the gradient at its output once that has come."""
+
+    a: Tensor
+    version: int
+    d: Tensor | None = None
+
+    def see(self, d: Tensor) -> None:
+        self.d = d.detach()
+
+
+@dataclass
+class _Pass:
+    """One forward and backward pass of the model."""
+
+    examples: int
+    calls: dict[str, list[_Call]] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)
+    """Modules below everything that is trained: no gradient comes to their outputs."""
+
+
+class TrainingPass:
+    """Listens to the passes of one update, between `start` and `stop`.
+
+    Raises:
+        ValueError: a module that has no rule or mixes examples, by its name.
+    """
+
+    def __init__(self, model: nn.Module, layers: Layers) -> None:
+        self.model, self.layers = model, layers
+        self.watched = _watched(model, layers)
+        for one in self.watched:
+            if one.rule is None:
+                raise ValueError(
+                    f"module {one.name!r} ({type(one.module).__name__}) has no rule, so the training pass does not give its "
+                    f"per-example gradients: {LEAVE_OUT}"
+                )
+        for name, module in model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise ValueError(
+                    f"module {name!r} ({type(module).__name__}) mixes the examples of a training batch: they have no "
+                    "gradients of their own"
+                )
+        self._passes: list[_Pass] = []
+        self._handles: list[RemovableHandle] = []
+
+    def start(self) -> None:
+        """Listens from now on, and forgets what was heard."""
+        self.stop()
+        self._passes = []
+        self._handles = [self.model.register_forward_pre_hook(self._open, with_kwargs=True, prepend=True)]
+        for one in self.watched:
+            watch = partial(self._watch, one.name)
+            self._handles.append(one.module.register_forward_hook(watch, with_kwargs=True, prepend=True))
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():
+            self._passes.append(_Pass(count_examples(args, kwargs)))
+
+    def _watch(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        if not torch.is_grad_enabled() or not self._passes:
+            return None
+        now = self._passes[-1]
+        if not output.requires_grad:
+            now.closed.add(name)
+            return None
+        a: Tensor = args[0] if args else next(iter(kwargs.values()))
+        # Rows that are broadcast over the batch (BERT's positions) become one an example, before their gradients add up.
+        shared = len(a) == len(output) == 1 < now.examples
+        if shared:
+            a, output = (x.expand(now.examples, *x.shape[1:]) for x in (a, output))
+        if len(a) != len(output) or len(a) % now.examples:
+            raise ValueError(
+                f"module {name!r} sees {tuple(a.shape)} for a training batch of {now.examples} examples: its gradient is "
+                f"not separable by example; {LEAVE_OUT}"
+            )
+        call = _Call(a.detach(), a._version)
+        output.register_hook(call.see)
+        now.calls.setdefault(name, []).append(call)
+        return output if shared else None
+
+    def take(self) -> Tensor:
+        """Squared norms of the examples' own gradients, (examples, layers); NaN for layers below all that is trained.
+
+        Raises:
+            ValueError: no pass was seen; a module's gradient was not, though its output is differentiated.
+        """
+        passes = [p for p in self._passes if any(c.d is not None for calls in p.calls.values() for c in calls)]
+        self._passes = []
+        if not passes:
+            raise ValueError(
+                "no training pass of the model was seen: the model that is recorded must be the one that is called"
+            )
+        examples = sum(p.examples for p in passes)
+        return torch.cat([self._norms(p) for p in passes]) * examples**2
+
+    def _norms(self, one: _Pass) -> Tensor:
+        device = next(calls[0].a.device for calls in one.calls.values())
+        total = torch.zeros(one.examples, len(self.layers), dtype=torch.float64, device=device)
+        for watched in self.watched:
+            found = _module_norms(watched, one)
+            for short, layer in watched.wanted.items():
+                total[:, layer] += torch.nan if found is None else found[short]
+        return total
+
+
+def _module_norms(watched: Watched, one: _Pass) -> dict[str, Tensor] | None:
+    calls, rule = one.calls.get(watched.name, []), watched.rule
+    if not calls or rule is None or watched.name in one.closed:
+        return None
+    inputs, gradients = [], []
+    for call in calls:
+        if call.d is None or call.a._version != call.version:
+            raise ValueError(
+                f"module {watched.name!r}: its input or output is changed in place, or does not reach the loss: {LEAVE_OUT}"
+            )
+        inputs.append(rule.inputs(watched.module, call.a))
+        gradients.append(rule.gradients(watched.module, call.d))
+    return rule.norms(watched.module, _side_by_side(inputs, one.examples), _side_by_side(gradients, one.examples))

@@ -1,0 +1,1 @@
+"""The same measurements and schedules in other people's loops: transformers' (and adapters') and Lightning's."""

@@ -1,0 +1,59 @@
+"""At which steps a run is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Every so many steps and at the end, or at given steps and nowhere else."""
+
+    every: int | None
+    steps: frozenset[int]
+
+    @classmethod
+    def of(cls, every: int | None, steps: Iterable[int] | None) -> Cadence:
+        """From what a user says; nothing said is every 100 steps.
+
+        Raises:
+            ValueError: both are given; a step that is none.
+        """
+        if steps is None:
+            every = 100 if every is None else every
+            if not _whole(every) or every < 1:
+                raise ValueError(f"expected every of at least 1 step, got {every!r}")
+            return cls(every, frozenset())
+        if every is not None:
+            raise ValueError("expected every= or steps=, got both")
+        chosen = list(steps)
+        if wrong := [step for step in chosen if not _whole(step) or step < 0]:
+            raise ValueError(f"expected steps that are whole numbers of at least 0, got {wrong[0]!r}")
+        if not chosen:
+            raise ValueError("expected at least one step to record, got none")
+        return cls(None, frozenset(map(int, chosen)))
+
+    def due(self, step: int) -> bool:
+        return step in self.steps if self.every is None else step % self.every == 0
+
+    def due_at_the_end(self, step: int) -> bool:
+        """Whether the state that no update follows is recorded."""
+        return self.every is not None or step in self.steps
+
+    def __str__(self) -> str:
+        return f"every {self.every}" if self.every is not None else f"{len(self.steps)} given steps"
+
+
+def log_spaced(last: int, per_decade: int = 10) -> tuple[int, ...]:
+    """Steps from 0 to `last`, as evenly spaced in log(step) as whole numbers can be: 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, ..."""
+    if last < 1 or per_decade < 1:
+        raise ValueError(f"expected last and per_decade of at least 1, got {last} and {per_decade}")
+    count = int(np.ceil(np.log10(last) * per_decade)) + 1
+    return (0, *np.unique(np.geomspace(1, last, max(count, 2)).round().astype(int)).tolist())
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
