@@ -122,7 +122,7 @@ def fit(
     stopping = Stopping(weights, patience, keep_best)
     configuration: dict[str, Any] = {
         "policy": policy.name,
-        "interval": interval,
+        "interval": unfreezing.interval,
         "steps": steps,
         "lr": lr,
         "seed": seed,

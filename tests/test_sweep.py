@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +12,16 @@ import pytest
 import xarray as xr
 
 from fisherdyn.sweep import report, studies
-from fisherdyn.sweep.__main__ import main, plan
-from fisherdyn.sweep.engine import run_all
+from fisherdyn.sweep.__main__ import main, parse, plan, sweep
+from fisherdyn.sweep.engine import InProcess
+from fisherdyn.sweep.execute import execute
+from fisherdyn.sweep.planning import selected
 from fisherdyn.sweep.store import SweepStore
-from fisherdyn.sweep.studies import FIGURE_4, Run, Settings
+from fisherdyn.sweep.studies import FIGURE_4, Settings
 
 COMMAND = [sys.executable, "-m", "fisherdyn.sweep"]
-SMALL = ["permutations", "--steps", "12", "--seeds", "1", "--schedules", "2"]
+SIZES = {"train_examples": 64, "dev_examples": 20, "test_examples": 20, "probe_examples": 8}
+SMALL = Settings(steps=12, interval=1, record_every=4, evaluate_every=4, options=SIZES)
 
 
 def call(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -34,30 +35,38 @@ def stored(folder: Path) -> xr.Dataset:
         return ds.load()
 
 
+def small_sweep(folder: Path) -> int:
+    """The first three rows of `permutations`, small."""
+    with SweepStore(folder, "permutations", studies.permutations([0], 2), SMALL) as store:
+        return sweep(store, range(3), lambda watch: InProcess(execute, watch), lambda: None)
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, str]:
-    """A sweep that nothing disturbed, in one process."""
+def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
-    done = call(*SMALL, "--workers", "1", "--out", str(folder))
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    assert small_sweep(folder) == 0
+    return folder
 
 
-def test_says_what_it_found(finished):
-    folder, out = finished
+def test_says_what_it_found(finished, capsys):
+    """Repeated, it trains nothing and says the same."""
+    before = stored(finished)
+    assert small_sweep(finished) == 0
+    out = capsys.readouterr().out
+    assert "3 of 3 runs are there already" in out
     assert "| schedule | source % | transfer % (95 %)" in out
     assert "3 runs, 1 seed, 12 steps, k = 1" in out
     assert "Not answered with one seed: whether top-down transfers better than standard" in out
     assert "Spearman" in out
-    for name in ("permutations.nc", "report.md", "figure-4.png", "figure-4.pdf", "runs.zarr"):
-        assert (folder / name).exists(), name
-        assert name == "runs.zarr" or str(folder / name) in out
+    for name in ("permutations.nc", "report.md", "figure-4.png", "figure-4.pdf"):
+        assert (finished / name).exists(), name
+        assert str(finished / name) in out
+    xr.testing.assert_identical(stored(finished), before)
 
 
 def test_is_a_dataset_that_plain_xarray_opens(finished):
-    folder, _ = finished
-    ds = stored(folder)
-    assert dict(ds.sizes) == {"run": 3, "step": 13, "layer": 12, "eval_step": 4, "target": 9}
+    ds = stored(finished)
+    assert dict(ds.sizes) == {"run": 3, "step": 4, "layer": 12, "eval_step": 3, "target": 9}
     assert ds["schedule"].values.tolist() == ["standard", "top-down", "figure-4/1"]
     assert (ds["status"] == 1).all()
     assert (ds["fisher_trace"] > 0).all()
@@ -65,74 +74,9 @@ def test_is_a_dataset_that_plain_xarray_opens(finished):
     assert [int(np.flatnonzero(opened == k)[0]) for k in range(1, 12)] == list(FIGURE_4[1])
     assert all({"long_name", "units"} <= set(v.attrs) for v in ds.variables.values())
     assert {"study", "task", "lr", "estimator", "packages", "revision"} <= set(ds.attrs)
-    with xr.open_zarr(folder / "runs.zarr", consolidated=False) as live:
+    with xr.open_zarr(finished / "runs.zarr", consolidated=False) as live:
         np.testing.assert_array_equal(live["fisher_trace"].values, ds["fisher_trace"].values)
-
-
-def test_two_workers_give_the_same_dataset(finished, tmp_path):
-    done = call(*SMALL, "--workers", "2", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    xr.testing.assert_identical(stored(tmp_path), stored(finished[0]))
-
-
-def _wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return
-        time.sleep(0.05)
-    raise TimeoutError
-
-
-@pytest.mark.parametrize(("how", "workers"), [(signal.SIGKILL, "2"), (signal.SIGINT, "2"), (signal.SIGINT, "1")])
-def test_stopped_and_gone_on_with(finished, tmp_path, how, workers):
-    """Stopped once some runs are there, and again at another moment: the third command ends with the same dataset."""
-    arguments = [*SMALL, "--workers", workers, "--out", str(tmp_path)]
-    for begun in (False, True):
-        process = subprocess.Popen(
-            [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        if begun:
-            assert process.stdout is not None
-            assert any(
-                "are there already" in line for line in process.stdout
-            )  # printed as the runs that are left begin
-        else:
-            _wait_for(lambda: _runs_done(tmp_path) >= 1)
-        process.send_signal(how)
-        _, err = process.communicate(timeout=60)
-        if how == signal.SIGINT:
-            assert process.returncode == 130
-            assert "repeat the command to go on" in err
-            assert "Traceback" not in err
-        _wait_for(lambda group=process.pid: not _group_lives(group), 30)
-    done = call(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert "of 3 runs are there already" in done.stdout
-    xr.testing.assert_identical(stored(tmp_path), stored(finished[0]))
-
-
-def _runs_done(folder: Path) -> int:
-    """Files do not tell: a chunk of `status` may be there before its run is."""
-    if not (folder / "runs.zarr").exists():
-        return 0
-    with xr.open_zarr(folder / "runs.zarr", consolidated=False) as ds:
-        return int(ds["status"].sum())
-
-
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def test_repeating_a_finished_sweep_trains_nothing(finished, capsys):
-    before = stored(finished[0])
-    assert main([*SMALL, "--workers", "1", "--out", str(finished[0])]) == 0
-    assert "3 of 3 runs are there already" in capsys.readouterr().out
-    xr.testing.assert_identical(stored(finished[0]), before)
+        assert set(live.coords) == set(ds.coords)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +97,12 @@ def test_repeating_a_finished_sweep_trains_nothing(finished, capsys):
         (["--lr", "0"], "--lr 0.0: expected a positive number"),
         (["--lr", "nan"], "--lr nan: expected a positive number"),
         (["--task", "moon"], "unknown task 'moon': choose one of world, "),
+        (["--only", "moon"], "--only moon: no such run; schedules: standard, top-down, figure-4/1"),
+        (["--sampled", "0"], "--sampled 0: expected at least 1"),
+        (["--sampled", "3", "--schedules", "2"], "not allowed with argument"),
+        (["--device", "abacus"], "--device abacus: torch knows no such device"),
+        (["--status"], "holds no sweep"),
+        (["--no-resume", "--out", "OTHER"], "holds a sweep; choose another folder or delete it"),
         (["--speed", "9"], "unrecognized arguments: --speed 9"),
         (["--out", "FILE"], "expected a folder, found a file"),
         (["--out", "FILE/sub"], "cannot be written"),
@@ -164,7 +114,7 @@ def test_wrong_arguments_end_with_one_line_and_2(arguments, message, tmp_path, c
     (tmp_path / "FILE").write_text("kept")
     (tmp_path / "OTHER").mkdir()
     (tmp_path / "OTHER" / "sweep.json").write_text(
-        '{"study": "permutations", "settings": {}, "runs": [], "versions": {}}'
+        '{"study": "permutations", "settings": {}, "runs": [], "trained_by": "", "versions": {}}'
     )
     (tmp_path / "BROKEN").mkdir()
     (tmp_path / "BROKEN" / "sweep.json").write_text("{")
@@ -206,47 +156,65 @@ def test_damaged_weights_end_before_training(tmp_path):
 def test_a_damaged_store_is_named(finished, tmp_path):
     import shutil
 
-    shutil.copytree(finished[0], tmp_path / "copy")
+    shutil.copytree(finished, tmp_path / "copy")
     (tmp_path / "copy" / "runs.zarr" / "status" / ".zarray").write_text("{")
-    done = call(*SMALL, "--out", str(tmp_path / "copy"))
-    assert done.returncode == 2
-    assert "runs.zarr: damaged" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_second_sweep_on_the_folder_is_told(tmp_path):
-    runs, settings = studies.permutations([0], 0), Settings()
-    command = ["permutations", "--schedules", "0", "--seeds", "1", "--out", str(tmp_path)]
-    with SweepStore(tmp_path, "permutations", runs, settings):
-        done = call(*command)
-        assert done.returncode == 2
-        assert f"another sweep (process {os.getpid()}) is writing here" in done.stderr
-    with SweepStore(tmp_path, "permutations", runs, settings) as second:
-        assert not second.done().any()
-
-
-def _fails_for_seed_1(run: Run, settings: Settings) -> xr.Dataset:
-    if run.seed == 1:
-        raise ValueError("the training loss is nan")
-    return xr.Dataset({"x": run.seed})
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_one_failing_run_does_not_stop_the_others(workers):
-    runs = {i: Run("standard", (), seed) for i, seed in enumerate((0, 1, 2))}
-    found = dict(run_all(runs, Settings(), workers, _fails_for_seed_1))
-    assert sorted(found) == [0, 1, 2]
-    assert isinstance(found[1], ValueError)
-    assert found[2]["x"] == 2
+    with pytest.raises(ValueError, match=r"runs.zarr: damaged .* delete it and repeat the command"):
+        small_sweep(tmp_path / "copy")
 
 
 def test_plan_shares_seeds_and_leaves_time_with_all_open():
-    from fisherdyn.sweep.__main__ import parse
-
-    runs, settings = plan(parse(["permutations", "--first-seed", "5", "--seeds", "3"])[1])
+    runs, settings = planned("permutations", "--first-seed", "5", "--seeds", "3")
     assert len(runs) == 33
     assert {run.seed for run in runs} == {5, 6, 7}
     assert settings.interval * 11 <= 0.6 * settings.steps
+
+
+def planned(*arguments: str):
+    return plan(parse(list(arguments))[1])
+
+
+def test_sampled_orders_keep_to_footnote_8():
+    """Layer 10 or 9 first; top-down is the paper's own addition; a larger sample begins with the smaller one."""
+    orders = studies.sampled(400)
+    assert len(set(orders)) == 400
+    assert all(sorted(order) == list(range(11)) for order in orders)
+    first = [order[0] for order in orders]
+    assert set(first) == {9, 10}
+    assert abs(first.count(9) - 200) < 3 * 10  # three standard deviations of a fair coin
+    assert FIGURE_4[0] not in orders
+    assert studies.sampled(5) == orders[:5]
+    runs, _ = planned("permutations", "--sampled", "9", "--seeds", "2")
+    rows = list(dict.fromkeys(run.schedule for run in runs))
+    assert rows == ["standard", "top-down", *(f"sampled/{i}" for i in range(1, 10))]
+    assert len(runs) == 22
+
+
+def test_figure_4_keeps_to_it_too():
+    assert all(order[0] in (9, 10) for order in FIGURE_4)
+
+
+def test_intervals_are_the_recipes_or_ones_own():
+    runs, settings = planned("interval", "--seeds", "1")
+    assert [run.schedule for run in runs][:2] == ["standard", "top-down, k = 2"]
+    assert [settings.of(run).interval for run in runs if run.policy == "fun"] == [2, 4, 7, 10]
+    runs, settings = planned("interval", "--seeds", "2", "--intervals", "3,5")
+    assert len(runs) == 2 * 5
+    assert {settings.of(run).interval for run in runs if run.policy != "standard"} == {3, 5}
+    for wrong in ("3,x", "0", "3,3"):
+        with pytest.raises(ValueError, match=f"--intervals {wrong}: expected"):
+            planned("interval", "--intervals", wrong)
+
+
+def test_only_names_runs():
+    runs, _ = planned("permutations", "--seeds", "3")
+    assert [str(runs[i]) for i in selected(runs, ["top-down:1", "standard"])] == [
+        "standard, seed 0",
+        "standard, seed 1",
+        "top-down, seed 1",
+        "standard, seed 2",
+    ]
+    assert len(selected(runs, ["figure-4/*"])) == 27
+    assert selected(runs, []) == list(range(33))
 
 
 def test_figure_4_is_the_papers():
@@ -305,17 +273,6 @@ def test_one_seed_has_no_interval():
     said = report.findings(ds)
     assert said.count("Not answered with one seed") == 5
     assert "Found: top-down" not in said
-
-
-def _kills_its_worker(run: Run, settings: Settings) -> xr.Dataset:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
-
-
-def test_a_killed_worker_is_reported():
-    runs = {i: Run("standard", (), i) for i in range(2)}
-    found = dict(run_all(runs, Settings(), 2, _kills_its_worker))
-    assert all("worker process was killed" in str(error) for error in found.values())
 
 
 def test_a_sweep_begun_with_other_versions_is_not_gone_on_with(tmp_path):

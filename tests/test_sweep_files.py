@@ -1,0 +1,158 @@
+"""Studies from files of one's own, status, partial runs of a study, and what is said while it goes on."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import nothing
+import pytest
+import xarray as xr
+
+from fisherdyn.sweep import progress
+from fisherdyn.sweep.__main__ import main, parse, plan
+
+STUDY = str(Path(nothing.__file__))
+MINE = """
+task: world
+steps: 40
+seeds: 2
+lr: 1.0e-3
+schedules:
+  standard: {policy: standard}
+  odd first: {order: [9, 7, 5, 3, 1, 10, 8, 6, 4, 2, 0]}
+  gentle: {policy: top_down, lr: 2.0e-3, interval: 3}
+"""
+
+
+def written(folder: Path, text: str, name: str = "mine.yaml") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_yaml_is_options_and_rows(tmp_path):
+    runs, settings = plan(parse([written(tmp_path, MINE)])[1])
+    assert [run.schedule for run in runs] == ["standard", "odd first", "gentle"] * 2
+    assert (settings.steps, settings.lr) == (40, 1e-3)
+    assert runs[1].order == (9, 7, 5, 3, 1, 10, 8, 6, 4, 2, 0)
+    assert (settings.of(runs[2]).lr, settings.of(runs[2]).interval, runs[2].policy) == (2e-3, 3, "top_down")
+    runs, settings = plan(parse([written(tmp_path, MINE), "--steps", "8", "--seeds", "1"])[1])
+    assert (len(runs), settings.steps) == (3, 8)
+
+
+def test_python_brings_a_policy(tmp_path):
+    text = """
+from fisherdyn import policies
+
+options = {"steps": 2, "seeds": 1, "interval": 1}
+policies = {"lowest two": lambda: policies_of_mine()}
+
+
+def policies_of_mine():
+    from fisherdyn.policies import surgical
+
+    return surgical([0, 1])
+
+
+SMALL = {"train_examples": 16, "dev_examples": 4, "test_examples": 4, "probe_examples": 4, "languages": ["ka"]}
+schedules = {"mine": {"policy": "lowest two", "record_every": 2, "evaluate_every": 2, **SMALL}}
+"""
+    path = written(tmp_path, text, "mine.py")
+    assert main([path, "--workers", "1", "--out", str(tmp_path / "out")]) == 0
+    with xr.open_dataset(tmp_path / "out" / "mine.nc") as ds:
+        assert ds["trainable"].isel(run=0, step=-1).values.tolist() == [1, 1] + [0] * 10
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "schedules: [", "no YAML"),
+        ("a.yaml", "- 1", "expected options and schedules by name, got list"),
+        ("a.yaml", "steps: 3", "expected schedules, each a name with its policy or order"),
+        ("a.yaml", "schedules: {x: {}}", "schedule x: expected a policy or an order"),
+        ("a.yaml", "schedules: {x: {policy: magic}}", "schedule x: unknown policy 'magic': choose one of standard,"),
+        ("a.yaml", "schedules: {x: {order: [1, 1]}}", "schedule x: order 1,1: expected each of 0 to 10 once"),
+        ("a.yaml", "speed: 3\nschedules: {x: {policy: fun}}", "unknown option speed: choose from"),
+        ("a.py", "1/0", "ZeroDivisionError"),
+        ("a.py", "x = 1", "expected schedules"),
+        ("a.yaml", None, "cannot be read"),
+    ],
+)
+def test_a_wrong_file_ends_with_one_line_and_2(tmp_path, capsys, name, text, message):
+    path = written(tmp_path, text, name) if text is not None else str(tmp_path / name)
+    with pytest.raises(SystemExit) as stop:
+        main([path, "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_another_trainer_is_another_sweep(tmp_path, capsys):
+    source, rest = Path(STUDY).read_text(), ["--seeds", "1", "--workers", "1", "--out", str(tmp_path / "out")]
+    assert main([written(tmp_path, source, "nothing.py"), *rest]) == 0
+    with pytest.raises(SystemExit):
+        main([written(tmp_path, source + "\n# changed\n", "nothing.py"), *rest])
+    assert "holds a sweep with other trained_by" in capsys.readouterr().err
+
+
+def test_a_part_now_and_the_rest_later(tmp_path, capsys):
+    arguments = [STUDY, "--seeds", "2", "--workers", "1", "--out", str(tmp_path)]
+    assert main([*arguments, "--only", "s1:*", "--only", "s2:0"]) == 0
+    assert "3 of 8 runs are done; the results below are of these" in capsys.readouterr().out
+    assert main([STUDY, "--status", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert f"{tmp_path}: 3 of 8 runs are done; nobody writes here now." in out
+    assert "| s0 | 0 | 0 | 2 |\n| s1 | 2 | 0 | 0 |\n| s2 | 1 | 0 | 1 |" in out
+    assert main(arguments) == 0
+    assert "3 of 8 runs are there already" in capsys.readouterr().out
+
+
+def test_status_says_what_failed(tmp_path, capsys):
+    arguments = [STUDY, "--first-seed", str(nothing.DIVERGED), "--seeds", "1", "--workers", "1", "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    capsys.readouterr()
+    assert main([STUDY, "--status", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "| s0 | 0 | 1 | 0 |" in out
+    assert f"failed: s0, seed {nothing.DIVERGED}: ValueError: the training loss is nan at step 3" in out
+
+
+def test_lines_for_a_log_file(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with progress.Progress({0: 100, 1: 300}, {0: "a, seed 0", 1: "b, seed 0"}) as shown:
+        clock[0] = 30
+        shown.watch(0, 50, 0.7)
+        clock[0] = 61
+        shown.watch(1, 60, 0.65)
+        clock[0] = 100
+        shown.end(0, "loss 0.5")
+        shown.end(1, "failed: no")
+    assert capsys.readouterr().out.splitlines() == [
+        "under way: a, seed 0 at step 50 of 100, loss 0.7; b, seed 0 at step 60 of 300, loss 0.65",
+        "1/2 a, seed 0: loss 0.5; about 2 min left",  # 160 steps in 100 s, 240 are left
+        "2/2 b, seed 0: failed: no",
+    ]
+
+
+def test_bars_for_a_terminal(monkeypatch, capsys):
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", screen)
+    with progress.progress({0: 100, 1: 300}, {0: "a, seed 0", 1: "b, seed 0"}) as shown:
+        assert isinstance(shown, progress.Bars)
+        for bar in (shown.sweep,):
+            bar.mininterval = 0
+        shown.watch(0, 50, 0.7)
+        shown.watch(1, 150, 0.25)
+        shown.end(0, "loss 0.5")
+    text = screen.getvalue()
+    for part in ("0/2 runs", "1/2 runs", "a, seed 0", "b, seed 0", "step 150 of 300", "loss 0.25", "left"):
+        assert part in text, part
+    assert "1/2 a, seed 0: loss 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(5, "5 s"), (300, "5 min"), (7200, "2.0 h")])
+def test_durations(seconds, said):
+    assert progress.duration(seconds) == said
