@@ -46,10 +46,15 @@ class Processes:
 
     def submit(self, job: Job) -> None:
         worker = self._idle.pop(0)
-        if worker not in self._pools:
-            self._pools[worker] = self._worker(worker)
-        future = self._pools[worker][0].submit(_work, self._train, job)
-        self._under_way[future] = worker, job.index
+        # A Ctrl-C while a process starts would leave one that nobody knows of: it is held back until then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            if worker not in self._pools:
+                self._pools[worker] = self._worker(worker)
+            future = self._pools[worker][0].submit(_work, self._train, job)
+            self._under_way[future] = worker, job.index
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def _worker(self, number: int) -> tuple[ProcessPoolExecutor, Connection]:
         """A pool of one: one of several breaks as a whole. It has its own pipe: no lock that a killed one could hold."""
