@@ -21,7 +21,7 @@ from fisherdyn.sweep.studies import FIGURE_4, Settings
 
 COMMAND = [sys.executable, "-m", "fisherdyn.sweep"]
 SIZES = {"train_examples": 64, "dev_examples": 20, "test_examples": 20, "probe_examples": 8}
-SMALL = Settings(steps=12, interval=1, record_every=4, evaluate_every=4, options=SIZES)
+SMALL = Settings(steps=12, interval=1, record_every=6, evaluate_every=12, options=SIZES)
 
 
 def call(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -66,7 +66,7 @@ def test_says_what_it_found(finished, capsys):
 
 def test_is_a_dataset_that_plain_xarray_opens(finished):
     ds = stored(finished)
-    assert dict(ds.sizes) == {"run": 3, "step": 4, "layer": 12, "eval_step": 3, "target": 9}
+    assert dict(ds.sizes) == {"run": 3, "step": 3, "layer": 12, "eval_step": 1, "target": 9}
     assert ds["schedule"].values.tolist() == ["standard", "top-down", "figure-4/1"]
     assert (ds["status"] == 1).all()
     assert (ds["fisher_trace"] > 0).all()
