@@ -161,15 +161,7 @@ def mdeberta(hub, tmp_path_factory):
     return folder
 
 
-SHARED_PROJECTIONS = pytest.mark.xfail(
-    raises=RuntimeError, strict=True, reason="its query projection also reads relative positions, which have no batch"
-)
-
-
-@pytest.mark.parametrize(
-    "tuning",
-    ["adapter", pytest.param("lora", marks=SHARED_PROJECTIONS), pytest.param("full", marks=SHARED_PROJECTIONS)],
-)
+@pytest.mark.parametrize("tuning", ["adapter", "lora", "full"])
 def test_mdeberta(mdeberta, tuning):
     task = load(mdeberta, "xcopa", "mdeberta", tuning=tuning, languages=("zh",))
     network = task.build_model(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from fisherdyn import Recorder
-from fisherdyn.fisher import training
 from fisherdyn.integrations.lightning import FisherCallback as LightningCallback
 from fisherdyn.integrations.transformers import FisherCallback
 
@@ -31,12 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*GPU available but not used"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _beartype_draws_nothing(monkeypatch):
-    """Under pytest shapes are checked by beartype, which draws from Python's random to choose what it looks at."""
-    monkeypatch.setattr(training, "_watched", inspect.unwrap(training._watched))
 
 
 class Noisy(Dataset):

@@ -8,7 +8,8 @@ nor touched.
 
 Unbiased given the cotangents; no variance of its own. Cost: one forward pass, and for each cotangent one backward pass
 through the activations plus the rules; for the first batch of a model, also a plain pass of two examples (`alone`), which
-finds what hooks cannot see: mixed examples, and weights that are used outside their module's call.
+finds what hooks cannot see: mixed examples, and weights that are used outside their module's call. Where a row is the same
+for all examples and the model cannot go on with one an example, the batch is measured example by example.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ..layers import Layers
 from .alone import USE_VMAP, Alone
-from .forward import count_examples
-from .replay import Call, reader, replay
-from .rules import Rule, find_rule
+from .forward import count_examples, one_example
+from .replay import Call
+from .watched import Watched, watched_in
 
 _NEVER_CALLED = "not called in the forward pass: {}; leave out its layer or activate it"
 _UNUSED = "{} do not reach the logits; leave out their layers"
@@ -55,7 +56,49 @@ def squared_norms(
             first: each by its name.
     """
     examples = count_examples(args, kwargs)
-    with Tape(_watched(model, layers), examples, len(layers)) as tape:
+    try:
+        return _together(examples, model, args, kwargs, layers, outputs, cotangents)
+    except _OneRowForAllError:
+        return _one_by_one(examples, model, args, kwargs, layers, outputs, cotangents)
+
+
+class _OneRowForAllError(Exception):
+    """A module has one row for the whole batch, and the model cannot go on with one an example (DeBERTa's positions)."""
+
+
+def _one_by_one(
+    examples: int,
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Any],
+    layers: Layers,
+    outputs: Callable[[Any], Tensor],
+    cotangents: Callable[[Tensor], Iterable[Tensor]],
+) -> Tensor:
+    """Batches of one example, in which every row belongs to it; the cotangents are those of the whole batch."""
+    with torch.no_grad():
+        columns = list(cotangents(outputs(model(*args, **kwargs))))
+    rows = []
+    for i in range(examples):
+        own = tuple(one_example(x, i) for x in args), {key: one_example(x, i) for key, x in kwargs.items()}
+        rows.append(_together(1, model, *own, layers, outputs, partial(_rows, columns, i)))
+    return torch.cat(rows)
+
+
+def _rows(columns: list[Tensor], i: int, f: Tensor) -> list[Tensor]:
+    return [column[i : i + 1] for column in columns]
+
+
+def _together(
+    examples: int,
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Any],
+    layers: Layers,
+    outputs: Callable[[Any], Tensor],
+    cotangents: Callable[[Tensor], Iterable[Tensor]],
+) -> Tensor:
+    with Tape(watched_in(model, layers), examples, len(layers)) as tape:
         f = tape.watch(lambda: outputs(model(*args, **kwargs)))
         columns = list(cotangents(f))
         tape.find_lowest(f)
@@ -81,83 +124,6 @@ def _unit(cotangent: Tensor) -> tuple[Tensor, Tensor]:
     return unit, torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
 
 
-def _watched(model: nn.Module, layers: Layers) -> list[Watched]:
-    """The modules whose calls read the wanted parameters; refuses weights that several modules read."""
-    readers: dict[int, dict[int, str]] = {}  # parameter -> the modules that own it -> its name there
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name, module in modules.items():
-        for short, parameter in module._parameters.items():
-            if parameter is not None:
-                readers.setdefault(id(parameter), {}).setdefault(id(module), f"{name}.{short}".lstrip("."))
-    wanted: dict[str, dict[str, int]] = {}
-    for i, (layer, names) in enumerate(layers.items()):
-        for name in names:
-            owner, _, short = name.rpartition(".")
-            tied = readers[id(modules[owner]._parameters[short])]
-            if len(tied) > 1:
-                raise ValueError(f"layer {layer!r}: one weight is used as {' and '.join(tied.values())}; {USE_VMAP}")
-            owner, short = reader(modules, name)
-            wanted.setdefault(owner, {})[short] = i
-    return [Watched(name, modules[name], own) for name, own in wanted.items()]
-
-
-class Watched:
-    """A module, the parameters that it reads and that are wanted, and its calls in this forward pass.
-
-    A weight that is used in several calls has one gradient, the sum of theirs: the norm is taken when the gradients of all
-    calls are there.
-
-    Attributes:
-        wanted: short name -> number of its layer.
-        edges: of each call, for each of its outputs, where its gradient passes.
-    """
-
-    def __init__(self, name: str, module: nn.Module, wanted: dict[str, int]) -> None:
-        self.name, self.module, self.wanted = name, module, wanted
-        self.rule: Rule | None = find_rule(module) if set(wanted) <= {"weight", "bias"} else None
-        self.calls: list[Call] = []
-        self.edges: list[list[GradientEdge | None]] = []
-        self.gradients: list[list[Tensor | None]] = []
-        self.missing = 0
-
-    def expect(self) -> None:
-        """Before a backward pass: nothing has arrived yet."""
-        self.gradients = [[None] * len(edges) for edges in self.edges]
-        self.missing = sum(edge is not None for edges in self.edges for edge in edges)
-
-    def arrive(self, call: int, output: int, gradient: Tensor) -> bool:
-        """Keeps a gradient; whether it was the last that is waited for."""
-        if self.gradients[call][output] is not None:
-            raise ValueError(f"module {self.name!r}: the gradient of one output came twice; {USE_VMAP}")
-        self.gradients[call][output] = gradient
-        self.missing -= 1
-        return not self.missing
-
-    @property
-    def arrived(self) -> bool:
-        return any(d is not None for call in self.gradients for d in call)
-
-    def norms(self, examples: int, last: bool) -> dict[str, Tensor]:
-        """Squared norms (examples,) of the module's parameters; after the last backward pass nothing is kept."""
-        pairs = [(c, ds) for c, ds in zip(self.calls, self.gradients, strict=True) if any(d is not None for d in ds)]
-        if any(call.changed() for call, _ in pairs):
-            raise ValueError(f"module {self.name!r}: its input is changed in place after it was read; {USE_VMAP}")
-        self.gradients = []
-        if last:
-            self.calls = []
-        if self.rule is None:
-            return replay(self.name, self.module, pairs, list(self.wanted), examples)
-        a = [self.rule.inputs(self.module, call.args[0]) for call, _ in pairs]
-        d = [self.rule.gradients(self.module, ds[0]) for _, ds in pairs if ds[0] is not None]
-        return self.rule.norms(self.module, _side_by_side(a, examples), _side_by_side(d, examples))
-
-
-def _side_by_side(calls: list[Tensor], examples: int) -> Tensor:
-    """Calls of (rows, positions, ...) -> (examples, positions of all rows and calls, ...)."""
-    rows = [x.reshape(examples, -1, *x.shape[2:]) for x in calls]
-    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
-
-
 class Tape:
     """What the watched modules were given in one forward pass, and the norms that backward passes leave behind.
 
@@ -167,7 +133,8 @@ class Tape:
     def __init__(self, watched: list[Watched], examples: int, layers: int) -> None:
         self.watched, self.examples, self.layers = watched, examples, layers
         self.lowest: list[GradientEdge] = []
-        self.expanded: list[str] = []
+        self.expanded = False
+        """Whether a row that was the same for all became one an example."""
         self._norms: list[list[Tensor]] = []
         self._handles: list[RemovableHandle] = []
         self._listening = self._last = False
@@ -191,10 +158,7 @@ class Tape:
         except RuntimeError as error:
             if not self.expanded or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise ValueError(
-                f"module(s) {', '.join(self.expanded)} give one row for the whole batch, and the model cannot go on "
-                f"with one an example ({str(error).splitlines()[0][:120]}); {USE_VMAP}"
-            ) from error
+            raise _OneRowForAllError from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -215,7 +179,7 @@ class Tape:
     def _one_row_an_example(self, name: str, a: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """Rows broadcast over the batch (BERT's positions) become one an example; lengths that do not fit are refused."""
         if len(output) == 1 and len(a) == 1 and self.examples > 1:
-            self.expanded.append(name)
+            self.expanded = True
             return a.expand(self.examples, *a.shape[1:]), output.expand(self.examples, *output.shape[1:])
         if output.ndim < 2 or len(output) % self.examples or len(a) != len(output):
             raise ValueError(

@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..layers import Layers
 from .forward import count_examples
-from .hooks import Watched, _side_by_side, _watched
+from .watched import Watched, side_by_side, watched_in
 
 LEAVE_OUT = "leave its layer out with layers="
 
@@ -59,7 +59,7 @@ class TrainingPass:
 
     def __init__(self, model: nn.Module, layers: Layers) -> None:
         self.model, self.layers = model, layers
-        self.watched = _watched(model, layers)
+        self.watched = watched_in(model, layers)
         for one in self.watched:
             if one.rule is None:
                 raise ValueError(
@@ -154,4 +154,4 @@ def _module_norms(watched: Watched, one: _Pass) -> dict[str, Tensor] | None:
             )
         inputs.append(rule.inputs(watched.module, call.a))
         gradients.append(rule.gradients(watched.module, call.d))
-    return rule.norms(watched.module, _side_by_side(inputs, one.examples), _side_by_side(gradients, one.examples))
+    return rule.norms(watched.module, side_by_side(inputs, one.examples), side_by_side(gradients, one.examples))

@@ -184,7 +184,7 @@ def dora() -> Specimen:
     return _peft(bert(), config, r"layer\.(\d+)\..*lora_[AB]", "lora_")
 
 
-@refused("prompt_encoder")
+@keep
 def peft_prompt_tuning() -> Specimen:
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
     return _peft(bert(), config, r"(prompt_encoder)", "prompt_encoder")

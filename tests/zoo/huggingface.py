@@ -108,7 +108,7 @@ def deberta_relative_positions() -> Specimen:
     return _deberta(r"(rel_embeddings|encoder\.LayerNorm)")
 
 
-@refused("pos_key_proj|pos_query_proj|key_proj|query_proj")
+@keep
 def deberta_attention() -> Specimen:
     """Its projections are called with relative positions too, which are the same for all examples."""
     return _deberta(r"layer\.(\d+)\.attention")
