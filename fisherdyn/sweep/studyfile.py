@@ -83,7 +83,7 @@ def _from_yaml(path: Path, source: str) -> dict[str, Any]:
     try:
         import yaml
     except ModuleNotFoundError as error:
-        raise ValueError(f"{path}: needs PyYAML: pip install 'fisherdyn[cluster]'") from error
+        raise ValueError(f"{path}: needs PyYAML: pip install 'fisherdyn[sweep]'") from error
     try:
         options = yaml.safe_load(source)
     except yaml.YAMLError as error:
