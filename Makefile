@@ -12,7 +12,7 @@ permutations: .venv/.run  ## the paper's schedule-permutation study on the embed
 	$(BIN)/python -m fisherdyn.sweep permutations $(ARGS)
 
 test: check  ## all that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: .venv/.dev
 	$(BIN)/ruff check .
