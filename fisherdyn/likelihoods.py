@@ -171,6 +171,8 @@ class Categorical(Likelihood):
         wrong = (y >= f.shape[-1]) | ((y < 0) & (y != IGNORED))
         if wrong.any():
             raise ValueError(f"label {int(y[wrong][0])} is out of range: the model has {f.shape[-1]} classes")
+        if not isinstance(self, Token) and (y == IGNORED).any():
+            raise ValueError(f"some examples have label {IGNORED}, that is none: leave them out of the loader")
         return y
 
     def _masked(self, c: Tensor, f: Tensor, batch: Any) -> Tensor:
@@ -206,7 +208,7 @@ class Token(Categorical):
 
 
 class CausalLM(Token):
-    """A language model: position t says the token at t + 1. Left out: the last position and what follows padding.
+    """A language model: position t says the token at t + 1. Left out: the last position, padding, and what says padding.
 
     The Fisher is that of the next-token distributions given the text that is there, summed over the text.
     """
@@ -216,7 +218,10 @@ class CausalLM(Token):
     def counts(self, f: Tensor, batch: Any) -> Tensor | None:
         found = super().counts(f, batch)
         counts = torch.ones(f.shape[:2], dtype=torch.bool, device=f.device) if found is None else found.to(f.device)
-        return torch.cat([counts[:, 1:], torch.zeros_like(counts[:, :1])], dim=1)
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        # With padding on the left, the last of it would say the first token from no text at all.
+        here = mask.bool().to(f.device) if mask is not None and mask.shape == f.shape[:2] else torch.ones_like(counts)
+        return torch.cat([counts[:, 1:] & here[:, :-1], torch.zeros_like(counts[:, :1])], dim=1)
 
     def targets(self, f: Tensor, batch: Any) -> Tensor:
         y = super().targets(f, batch)
@@ -401,6 +406,17 @@ def labels_in(batch: Any) -> Tensor | None:
 def widened(x: Tensor) -> Tensor:
     """Half precision as float32: what is squared, exponentiated or summed must not be done in it."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def to_unit_size(cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    """Each example's cotangent divided by a power of two that brings its largest entry to 0.5 to 1, and that power.
+
+    Nothing is rounded by it, and where a model is confident the squares of its small gradients do not vanish.
+    """
+    exponent = torch.frexp(cotangent.flatten(1).abs().amax(dim=1)).exponent
+    shape = (-1,) + (1,) * (cotangent.ndim - 1)
+    unit = torch.ldexp(cotangent, -exponent.reshape(shape))
+    return unit, torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:

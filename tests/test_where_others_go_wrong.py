@@ -9,7 +9,7 @@ import torch
 from oracle import class_gradients, per_example_trace, snapshot
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from zoo import SMALL, specimen, tokens
 
 from fisherdyn import fisher_trace, probe
@@ -244,3 +244,85 @@ def test_9_a_kind_without_a_rule_is_measured_or_named_and_never_skipped():
     it.model.spare = nn.LSTM(2, 2)
     with pytest.raises(ValueError, match="not called in the forward pass: spare"):
         exact(it.model, it.inputs, layers={"spare": ("spare.weight_ih_l0",)})
+
+
+# What a reader of this project found in it.
+
+
+class Mixing(nn.Module):
+    """Examples are compared with the batch's mean: with a single example nothing shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        return self.head((h - 0.9 * h.mean(dim=0)).tanh())
+
+
+def test_a_batch_of_one_proves_nothing_for_others():
+    torch.manual_seed(0)
+    model = Mixing()
+    with pytest.raises(ValueError, match="one example alone has another gradient"):
+        fisher_trace(model, [torch.randn(1, 6), torch.randn(16, 6)])
+
+
+def test_a_small_layer_under_a_large_one_is_checked():
+    torch.manual_seed(0)
+
+    class Reused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+            nn.init.normal_(self.head.weight, std=2e-3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x) + nn.functional.linear(x * x, self.body.weight))
+
+    with pytest.raises(ValueError, match=r"layer\(s\) body"):
+        fisher_trace(Reused(), [5 * torch.randn(8, 6)])
+
+
+def test_gradients_that_cancel_over_positions_keep_their_digits():
+    """An offset before an instance norm: each position's gradient is large, their sum small."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(32, 32, 1), nn.InstanceNorm1d(32), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 8, 3))
+    x = torch.randn(6, 32, 8) + 300.0
+    layers = {"conv": ("0.weight",)}
+    truth = per_example_trace(model, x, layers)
+    torch.testing.assert_close(exact(model, x, layers=layers), truth, rtol=2e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("method", ["hooks", "vmap", "batch"])
+def test_a_confident_half_precision_model_is_no_zero(method):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(1, 5)
+    with torch.no_grad():
+        model[2].bias.copy_(torch.tensor([30.0, 0.0]))
+    truth = per_example_trace(model, x, resolve_layers(model))
+    found = fisher_trace(copy.deepcopy(model).half(), [x.half()], labels="exact", method=method).values
+    torch.testing.assert_close(found, truth, rtol=0.1, atol=0.0)
+
+
+def test_padding_on_the_left_says_nothing():
+    config = LlamaConfig(vocab_size=30, attn_implementation="eager", **SMALL)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    ids, pad = torch.randint(8, 30, (3, 5)), torch.full((3, 3), 7)
+    ones, none = torch.ones(3, 5, dtype=torch.long), torch.zeros(3, 3, dtype=torch.long)
+    places = torch.cat([none, torch.arange(5).expand(3, 5)], dim=1)
+    bare = {"input_ids": ids, "attention_mask": ones, "position_ids": torch.arange(5).expand(3, 5)}
+    left = {
+        "input_ids": torch.cat([pad, ids], dim=1),
+        "attention_mask": torch.cat([none, ones], dim=1),
+        "position_ids": places,
+    }
+    a, b = (exact(model, x, layers=r"layers\.(\d+)\.") for x in (bare, left))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=0.0)
+
+
+def test_no_label_is_not_the_first_class():
+    y = torch.tensor([0, -100, 1, -100])
+    with pytest.raises(ValueError, match="some examples have label -100"):
+        fisher_trace(nn.Linear(3, 2), [(torch.randn(4, 3), y)], labels="empirical")

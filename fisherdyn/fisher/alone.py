@@ -47,6 +47,7 @@ class Alone:
         layers: layer -> its parameters.
         outputs: what the model returns -> f.
         way: which modules were called, how often, and with how many dimensions: what is right once is right again.
+        folded: whether that is not so, and every batch has to be checked.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Alone:
         layers: Layers,
         outputs: Callable[[Any], Tensor],
         way: Hashable,
+        folded: bool,
     ) -> None:
         self.model, self.args, self.kwargs, self.layers, self.outputs = model, args, kwargs, layers, outputs
         self.way = (way, tuple(layers.items()))
-        self.needed = not _left_to_the_caller and self.way not in _CHECKED.setdefault(model, set())
+        self.needed = not _left_to_the_caller and (folded or self.way not in _CHECKED.setdefault(model, set()))
 
     def check(self, cotangent: Tensor, norms: Tensor) -> None:
         """Compares rows of `norms` (examples, layers) with what their examples give alone: the largest, and a middle one.
@@ -74,13 +76,15 @@ class Alone:
         for i in {int(norms.sum(dim=1).argmax()), middle}:
             self._check(norms[i], self._norms(i, cotangent[i : i + 1]), cotangent.dtype)
         if bool(norms.any()):  # where nothing has a gradient, nothing was compared
-            _CHECKED[self.model].add(self.way)
+            _CHECKED.setdefault(self.model, set()).add(self.way)
 
     def _check(self, found: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
         # An example alone is rounded otherwise than in a batch, and where gradients cancel there is nothing but rounding.
         share = {torch.float64: 1e-3, torch.float32: 1e-2}.get(dtype, 0.1)
-        rounding = min((100 * torch.finfo(dtype).eps) ** 2, 1e-6)
-        off = (found - truth).abs() > share * truth + 1e-2 * share * truth.max() + rounding
+        rounding = min((1e3 * torch.finfo(dtype).eps) ** 2, 1e-3) * truth.max() + min(
+            (100 * torch.finfo(dtype).eps) ** 2, 1e-6
+        )
+        off = (found - truth).abs() > share * truth + rounding
         if bool(off.any()):
             wrong = [name for name, is_off in zip(self.layers, off.tolist(), strict=True) if is_off]
             raise ValueError(

@@ -72,12 +72,15 @@ def _squared(
     total = torch.zeros(1, len(layers), dtype=torch.float64, device=f.device)
     for i, column in enumerate(columns):
         keep = i + 1 < len(columns)
-        gradients = iter(
-            torch.autograd.grad(f, list(weights.values()), weigh(column).to(f), retain_graph=keep, allow_unused=True)
-        )
+        # A power of two, so that small gradients have squares in any precision.
+        weighed = weigh(column)
+        exponent = torch.frexp(weighed.abs().amax()).exponent
+        size = torch.ldexp(torch.ones((), dtype=torch.float64, device=f.device), exponent)
+        weighed = torch.ldexp(weighed, -exponent).to(f)
+        gradients = iter(torch.autograd.grad(f, list(weights.values()), weighed, retain_graph=keep, allow_unused=True))
         for j, own in enumerate(layers.values()):
             found = [g for g in (next(gradients) for _ in own) if g is not None]
-            total[0, j] += sum(_square_sum(g) for g in found)
+            total[0, j] += size.square() * sum(_square_sum(g) for g in found)
     return total
 
 

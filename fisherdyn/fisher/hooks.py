@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from ..layers import Layers
+from ..likelihoods import to_unit_size
 from .alone import USE_VMAP, Alone
 from .forward import count_examples, one_example
 from .replay import Call
@@ -102,26 +103,15 @@ def _together(
         f = tape.watch(lambda: outputs(model(*args, **kwargs)))
         columns = list(cotangents(f))
         tape.find_lowest(f)
-        alone = Alone(model, args, kwargs, layers, outputs, tape.way)
+        alone = Alone(model, args, kwargs, layers, outputs, tape.way, tape.folded)
         total = torch.zeros(examples, len(layers), device=f.device, dtype=torch.float64)
         for i, column in enumerate(columns):
-            unit, size = _unit(column)
+            unit, size = to_unit_size(column)
             norms = tape.pull_back(f, unit.to(f.dtype), last=i + 1 == len(columns))
             total += size.square()[:, None] * norms
     if alone.needed:  # now that the graph is gone
         alone.check(unit.to(f.dtype), norms)
     return total
-
-
-def _unit(cotangent: Tensor) -> tuple[Tensor, Tensor]:
-    """Each example's cotangent divided by a power of two that brings its largest entry to 0.5 to 1, and that power.
-
-    Nothing is rounded by it, and where a model is confident the squares of its small gradients do not vanish.
-    """
-    exponent = torch.frexp(cotangent.flatten(1).abs().amax(dim=1)).exponent
-    shape = (-1,) + (1,) * (cotangent.ndim - 1)
-    unit = torch.ldexp(cotangent, -exponent.reshape(shape))
-    return unit, torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
 
 
 class Tape:
@@ -225,8 +215,15 @@ class Tape:
 
     @property
     def way(self) -> Hashable:
-        """Which modules were called, how often and with how many dimensions."""
-        return tuple((one.name, *(tuple(x.ndim for x in call.tensors) for call in one.calls)) for one in self.watched)
+        """Which modules were called, how often and with how many dimensions, for one example or several."""
+        calls = ((one.name, *(tuple(x.ndim for x in call.tensors) for call in one.calls)) for one in self.watched)
+        return (self.examples > 1, *calls)
+
+    @property
+    def folded(self) -> bool:
+        """Whether some module sees several rows an example: whose they are can change from batch to batch."""
+        rules = (one for one in self.watched if one.rule is not None)
+        return any(len(x) != self.examples for one in rules for call in one.calls for x in call.tensors)
 
     def find_lowest(self, f: Tensor) -> None:
         """The outputs below which there is no other: the backward pass is for them, and passes all others on its way."""

@@ -41,6 +41,8 @@ def _by_token(x: Any, ids: Tensor) -> bool:
 
 
 def _changes_nothing(model: nn.Module, likelihood: Likelihood | None) -> bool:
+    if type(likelihood) is Categorical and getattr(getattr(model, "config", None), "pad_token_id", None) is None:
+        return False  # a decoder that does not know its padding reads the last column
     mixes = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
     return type(likelihood) in (Categorical, Choice, Token, CausalLM) and not mixes and _is_known(model)
 

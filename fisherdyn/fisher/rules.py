@@ -25,6 +25,10 @@ BUDGET, BUDGET_OF_A_GPU = 2**19, 2**24
 """Numbers that a norm may hold at once beside its inputs: 2 MiB in float32, which stay in a CPU's cache, or 64 MiB."""
 
 
+CANCELLED = 1e-2
+"""Share of the positions' own squared norms below which what is left of their sum is taken from the gradient itself."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """How a kind of module is measured.
@@ -70,7 +74,14 @@ def outer(module: nn.Module, a: Float[Tensor, "b t g d"], d: Float[Tensor, "b t 
 
 
 def _by_gram(a: Tensor, d: Tensor) -> Tensor:
-    return torch.linalg.vecdot((a @ a.mT).flatten(1), (d @ d.mT).flatten(1))
+    """By the gradient itself for examples whose positions cancel: the sum of products would keep no digits there."""
+    gram_a, gram_d = a @ a.mT, d @ d.mT
+    norms = torch.linalg.vecdot(gram_a.flatten(1), gram_d.flatten(1))
+    apart = torch.linalg.vecdot(gram_a.diagonal(dim1=1, dim2=2), gram_d.diagonal(dim1=1, dim2=2))
+    cancelled = norms < CANCELLED * apart
+    if cancelled.any():
+        norms[cancelled] = _by_gradient(a[cancelled], d[cancelled])
+    return norms
 
 
 def _by_gradient(a: Tensor, d: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class _Call:
     d: Tensor | None = None
 
     def see(self, d: Tensor) -> None:
-        self.d = d.detach()
+        self.d = d.detach() if self.d is None else self.d + d.detach()
 
 
 @dataclass
@@ -116,6 +116,11 @@ class TrainingPass:
         output.register_hook(call.see)
         now.calls.setdefault(name, []).append(call)
         return output if shared else None
+
+    @property
+    def evaluations(self) -> int:
+        """How many passes were heard."""
+        return len(self._passes)
 
     def take(self) -> Tensor:
         """Squared norms of the examples' own gradients, (examples, layers); NaN for layers below all that is trained.

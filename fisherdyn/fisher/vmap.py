@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layers
+from ..likelihoods import to_unit_size
 from .forward import call_with, count_examples
 from .replay import same_up_to_rounding
 
@@ -36,12 +37,16 @@ def squared_norms(
     count_examples(args, kwargs)
     with torch.no_grad():
         together = outputs(model(*args, **kwargs))
-        columns = torch.stack(list(cotangents(together)), dim=1).to(together.dtype)
+        scaled = [to_unit_size(column) for column in cotangents(together)]
+        columns = torch.stack([unit for unit, _ in scaled], dim=1).to(together.dtype)
+        squares = torch.stack([size.square() for _, size in scaled], dim=1)
     wanted = {name: model.get_parameter(name).detach() for names in layers.values() for name in names}
 
     batched = {key: 0 if isinstance(v, Tensor) and v.ndim > 0 else None for key, v in kwargs.items()}
 
-    def one_example(args: tuple[Tensor, ...], kwargs: dict[str, Any], columns: Tensor) -> tuple[Tensor, Tensor]:
+    def one_example(
+        args: tuple[Tensor, ...], kwargs: dict[str, Any], columns: Tensor, squares: Tensor
+    ) -> tuple[Tensor, Tensor]:
         def logits(weights: dict[str, Tensor]) -> Tensor:
             one = {key: v[None] if batched[key] == 0 else v for key, v in kwargs.items()}
             output = call_with(model, weights, tuple(x[None] for x in args), one)
@@ -49,10 +54,10 @@ def squared_norms(
 
         alone, pull_back = torch.func.vjp(logits, wanted)[:2]
         total = torch.zeros(len(layers), dtype=torch.float64, device=columns.device)
-        for column in columns:
+        for column, square in zip(columns, squares, strict=True):
             gradient = pull_back(column)[0]
             sums = [sum(gradient[name].abs().double().square().sum() for name in names) for names in layers.values()]
-            total = total + torch.stack(sums)
+            total = total + square * torch.stack(sums)
         return total, alone
 
     # The outer level only: torch.func differentiates on a level of its own.
@@ -60,8 +65,8 @@ def squared_norms(
         # Some operations are mapped one example at a time: slower, and no less right.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         try:
-            mapped = torch.func.vmap(one_example, in_dims=(0, batched, 0), chunk_size=CHUNK)
-            norms, alone = mapped(args, dict(kwargs), columns)
+            mapped = torch.func.vmap(one_example, in_dims=(0, batched, 0, 0), chunk_size=CHUNK)
+            norms, alone = mapped(args, dict(kwargs), columns, squares)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # the forward pass above went through: it is torch.func that cannot

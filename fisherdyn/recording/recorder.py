@@ -230,7 +230,13 @@ class Recorder:
 
     def _after_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._row is not None:
-            heard = {} if self._training is None or "empirical_trace" in self._row else self._heard()
+            with_closure = self._training is not None and "empirical_trace" not in self._row
+            if with_closure and self._training is not None and self._training.evaluations > 1:
+                raise ValueError(
+                    "the optimizer evaluates its closure several times an update, as LBFGS does: there is no one training "
+                    "pass that empirical=True could take; leave it out"
+                )
+            heard = self._heard() if with_closure else {}
             self._finish({**heard, **self._update(optimizer)})
         self.updates += 1
         self._listen()
