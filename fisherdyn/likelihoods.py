@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, one_hot
 
 LABELS = ("exact", "class_mix", "sampled", "empirical", "argmax")
-UNBIASED = LABELS[:3]
 IGNORED = -100
 """Label of a position that does not count, as torch's cross_entropy has it."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import record
 from .fisher.forward import Batch, device_of
-from .fisher.trace import FisherTrace, fisher_trace
+from .fisher.trace import FisherTrace, batches_of, fisher_trace
 
 Loaders = Iterable[Batch] | Mapping[str, Iterable[Batch]]
 """A loader, or several by name."""
@@ -75,7 +75,7 @@ def bare(model: nn.Module) -> nn.Module:
 def loaders(loader: Loaders) -> dict[str, Iterable[Batch]]:
     """Loaders by name; a single one has the name `ONLY`."""
     if not isinstance(loader, Mapping) or any(isinstance(value, Tensor) for value in loader.values()):
-        return {ONLY: loader}
+        return {ONLY: batches_of(loader)}
     if not loader:
         raise ValueError("expected at least one loader in the dict, got none")
     return dict(loader)

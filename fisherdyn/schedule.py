@@ -6,7 +6,7 @@ step's forward pass, until no layer is frozen or the policy has been asked as of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Self, cast
 
@@ -54,6 +54,8 @@ class Unfreezing:
     ) -> None:
         if not isinstance(policy, Policy):
             raise ValueError(f"expected a policy such as fisherdyn.policies.fun(), got {policy!r}")
+        if not isinstance(layers, Mapping):
+            raise ValueError(f"expected layers as a dict, such as fisherdyn.layers.find_layers(model), got {layers!r}")
         self.policy = policy
         self.layers = layers
         self.interval = interval if isinstance(interval, int) else tuple(interval)

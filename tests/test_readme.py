@@ -49,8 +49,13 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+def test_nothing_is_left_to_be_filled_in():
+    for name in ("README.md", "LOG.md", "CHANGELOG.md"):
+        assert not re.findall(r"^[A-Z_]{4,}$", (ROOT / name).read_text(), flags=re.MULTILINE), name
+
+
 def test_pictures_and_files_exist():
-    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+    for path in re.findall(r"\[[^\]]*\]\(([^)#:]+)\)", README):
         assert (ROOT / path).is_file(), path
     tree = README.split("## The tree")[1]
     for name in re.findall(r"^      (\w+\.py|\w+/)", tree, flags=re.MULTILINE):

@@ -31,7 +31,14 @@ def learning_curve(ds: xr.Dataset, window: int = WINDOW) -> xr.DataArray:
 
     Returns:
         (..., step), in nats; NaN where no layer is open.
+
+    Raises:
+        ValueError: a probe, which has no steps.
     """
+    if "step" not in ds["fisher_trace"].dims:
+        raise ValueError(
+            "expected a record over step (of Recorder, fit or a sweep), and a probe is one moment of it: plot it"
+        )
     curve = smooth(per_open_layer(ds, "fisher_trace"), window)
     curve.attrs = {"long_name": "tr(F) per open adapter", "units": "nat"}
     return curve

@@ -53,7 +53,7 @@ Found = tuple[Tensor, int]
 
 
 def rank() -> int:
-    return dist.get_rank() if _several() else 0
+    return dist.get_rank() if several() else 0
 
 
 def from_all(found: Iterable[Found]) -> Iterator[list[Found]]:
@@ -65,7 +65,7 @@ def from_all(found: Iterable[Found]) -> Iterator[list[Found]]:
     Raises:
         RuntimeError: another process failed; says which, and how.
     """
-    if not _several():
+    if not several():
         yield from ([one] for one in found)
         return
     own = iter(found)
@@ -86,5 +86,6 @@ def from_all(found: Iterable[Found]) -> Iterator[list[Found]]:
         yield there
 
 
-def _several() -> bool:
+def several() -> bool:
+    """Whether there are several processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

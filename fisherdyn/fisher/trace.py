@@ -171,7 +171,7 @@ def fisher_trace(
 
 
 def _found(rows: Rows, loader: Iterable[Batch], num_batches: int | None) -> Iterator[Found]:
-    for one in islice(_batches(loader), num_batches):
+    for one in islice(batches_of(loader), num_batches):
         yield rows(one).cpu(), count_in(one)
 
 
@@ -196,7 +196,7 @@ def _estimator(method: str, labels: str, generator: torch.Generator) -> Callable
     return functions[method]
 
 
-def _batches(loader: Iterable[Batch]) -> Iterable[Batch]:
+def batches_of(loader: Iterable[Batch]) -> Iterable[Batch]:
     """The loader's batches; a single batch in its place is refused."""
     if not isinstance(loader, Iterable):
         raise TypeError(f"expected a loader, that is batches, got {type(loader).__name__}")

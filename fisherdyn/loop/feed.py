@@ -50,7 +50,10 @@ class Feed:
                     "train_loader gave no batch: expected one that can be read again and again (not a generator)"
                 )
         if not isinstance(batch, Mapping):
-            raise ValueError(f"expected batches that are dicts by argument name, got {type(batch).__name__}")
+            raise ValueError(
+                f"expected batches that are dicts by argument name, got {type(batch).__name__}: for other loops there is "
+                "fisherdyn.Unfreezing"
+            )
         self.read += 1
         return dict(batch)
 

@@ -10,10 +10,7 @@ import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
 from ..fisher.forward import Batch
-
-
-def several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+from ..fisher.sums import several
 
 
 def from_all(value: Any) -> list[Any]:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -117,6 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     recipe = recipes.find(args.study, args.task, args.model)
                     print(estimate.listing([runs[index] for index in wanted], settings, recipe))
                     return 0
+                scheduler = str(args.scheduler or "")
+                if scheduler.endswith((".yaml", ".yml")) and not Path(scheduler).is_file():
+                    raise ValueError(f"--scheduler {scheduler}: there is no such file")  # before the folder is claimed
                 store = open_store(args, runs, settings)
             except (ValueError, ImportError) as error:
                 parser.error(str(error))

@@ -136,7 +136,9 @@ def queue(path: Path) -> Any:
         described = yaml.safe_load(path.read_text())
         [(kind, options)] = described["jobqueue"].items()
         make = getattr(dask_jobqueue, CLUSTERS[kind])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except OSError as error:
+        raise NoSchedulerError(f"--scheduler {path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise NoSchedulerError(
             f"--scheduler {path}: expected dask-jobqueue's form: jobqueue:, and under it {', '.join(CLUSTERS)} ({error})"
         ) from error
