@@ -397,7 +397,7 @@ def in_use(data):
         (lambda m, o: Recorder(m, {"a": (x for x in batches())}), "got generator, which is used up"),
         (lambda m, o: Recorder(m, DataLoader(Endless(), 8)), "a loader whose dataset can be read anew"),
         (lambda m, o: Recorder(m, in_use(torch.zeros(8, 4))).attach(o).close(), "persistent workers and is being read"),
-        (lambda m, o: Recorder(m, batches()[0]).attach(o).close(), "at step 0: .*wrap it as"),
+        (lambda m, o: Recorder(m, batches()[0]).attach(o).close(), "single batch: wrap it as"),
         (lambda m, o: Recorder(m, {"a": batches(), "b": []}).attach(o).close(), "loader 'b': the loader gave no batch"),
         (lambda m, o: Recorder(m, {}), "at least one loader in the dict"),
         (lambda m, o: Recorder(m, batches(), layers=r"^(x)"), "no layer has a parameter"),

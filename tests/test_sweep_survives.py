@@ -174,7 +174,8 @@ def test_a_reader_sees_whole_runs_alone_while_it_runs(undisturbed, tmp_path):
         if (out / "runs.zarr").exists():
             with xr.open_zarr(out / "runs.zarr", consolidated=False, chunks=None) as live:
                 done = np.flatnonzero(live["status"].values == 1)
-                if len(done):
+                # The first run's variables may have come between the look at what there is and that at the status.
+                if len(done) and "metric" in live:
                     xr.testing.assert_equal(
                         live["metric"].isel(run=done).drop_vars("distance"),
                         expected["metric"].isel(run=done).drop_vars("distance"),
