@@ -56,7 +56,8 @@ def test_killed_at_random_moments_and_gone_on_with(undisturbed, tmp_path, worker
     for _ in range(kills):
         until = len(begun(log)) + chance.randrange(6)
         life = lives.Life(tmp_path / "said", arguments, {"LOG": str(log)})
-        lives.wait_for(lambda until=until: len(begun(log)) >= until, pause=0.001)
+        # Or it has come to the end: on a slow machine more runs are done before a kill arrives.
+        lives.wait_for(lambda n=until, one=life: len(begun(log)) >= n or not one.process.is_alive(), pause=0.001)
         life.process.join(chance.uniform(0, 0.02))  # of a run: about as long as one takes
         life.kill()
         done = {name for name, state in states(out).items() if state == 1}
