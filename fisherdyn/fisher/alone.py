@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Layers
-from .forward import call_with, one_example
+from .batch import plain_squared
+from .forward import one_example
 
 USE_VMAP = 'measure it with method="vmap"'
 
@@ -81,9 +82,8 @@ class Alone:
     def _check(self, found: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
         # An example alone is rounded otherwise than in a batch, and where gradients cancel there is nothing but rounding.
         share = {torch.float64: 1e-3, torch.float32: 1e-2}.get(dtype, 0.1)
-        rounding = min((1e3 * torch.finfo(dtype).eps) ** 2, 1e-3) * truth.max() + min(
-            (100 * torch.finfo(dtype).eps) ** 2, 1e-6
-        )
+        eps = torch.finfo(dtype).eps
+        rounding = min((1e3 * eps) ** 2, 1e-3) * truth.max() + min((100 * eps) ** 2, 1e-6)
         off = (found - truth).abs() > share * truth + rounding
         if bool(off.any()):
             wrong = [name for name, is_off in zip(self.layers, off.tolist(), strict=True) if is_off]
@@ -96,22 +96,16 @@ class Alone:
 
     def _norms(self, i: int, cotangent: Tensor) -> Tensor:
         """(layers,): ||J_l^T c||^2 of example i, by plain autograd."""
-        names = [name for names in self.layers.values() for name in names]
-        weights = {name: self.model.get_parameter(name).detach().requires_grad_() for name in names}
+        args = tuple(one_example(x, i) for x in self.args)
         kwargs = {key: one_example(x, i) for key, x in self.kwargs.items()}
         before = _random_states(cotangent.device)
-        f = self.outputs(call_with(self.model, weights, tuple(one_example(x, i) for x in self.args), kwargs))
+        norms = plain_squared(self.model, args, kwargs, self.layers, self.outputs, lambda f: [cotangent])
         if any(not torch.equal(x, y) for x, y in zip(before, _random_states(cotangent.device), strict=True)):
             raise ValueError(
                 "the model draws random numbers in evaluation mode (a dropout with training=True?): every reading would be "
                 "of another model"
             )
-        gradients = torch.autograd.grad(f, list(weights.values()), cotangent, allow_unused=True)
-        norms = [0.0 if g is None else g.abs().double().square().sum() for g in gradients]
-        found = iter(norms)
-        return torch.stack(
-            [torch.as_tensor(sum(next(found) for _ in own), device=f.device) for own in self.layers.values()]
-        )
+        return norms[0]
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

@@ -35,7 +35,8 @@ def signed(
     def weigh(c: Tensor) -> Tensor:
         return c * random_signs(c.new_empty(len(c), *(1,) * (c.ndim - 1)), generator)
 
-    return _squared(model, args, kwargs, layers, outputs, cotangents, weigh) / count_examples(args, kwargs)
+    weighed = _weighed(cotangents, weigh)
+    return plain_squared(model, args, kwargs, layers, outputs, weighed) / count_examples(args, kwargs)
 
 
 def authors(
@@ -50,21 +51,25 @@ def authors(
 
     Biased: for sampled labels its mean is tr(F) / B^2, and for the model's mode it is no Fisher information at all.
     """
-    return _squared(model, args, kwargs, layers, outputs, cotangents, lambda c: c / len(c)) / count_examples(
-        args, kwargs
-    )
+    means = _weighed(cotangents, lambda c: c / len(c))
+    return plain_squared(model, args, kwargs, layers, outputs, means) / count_examples(args, kwargs)
 
 
-def _squared(
+def _weighed(
+    cotangents: Callable[[Tensor], Iterable[Tensor]], weigh: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Iterable[Tensor]]:
+    return lambda f: map(weigh, cotangents(f))
+
+
+def plain_squared(
     model: nn.Module,
     args: tuple[Tensor, ...],
     kwargs: Mapping[str, Any],
     layers: Layers,
     outputs: Callable[[Any], Tensor],
     cotangents: Callable[[Tensor], Iterable[Tensor]],
-    weigh: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """||J_l^T weigh(c)||^2, summed over cotangents c: (1, layers). The model's own parameters stay as they are."""
+    """||J_l^T c||^2 by plain autograd, summed over cotangents c of the batch: (1, layers). The model stays as it is."""
     names = [name for names in layers.values() for name in names]
     weights = {name: model.get_parameter(name).detach().requires_grad_() for name in names}
     f = outputs(call_with(model, weights, args, kwargs))
@@ -73,11 +78,10 @@ def _squared(
     for i, column in enumerate(columns):
         keep = i + 1 < len(columns)
         # A power of two, so that small gradients have squares in any precision.
-        weighed = weigh(column)
-        exponent = torch.frexp(weighed.abs().amax()).exponent
+        exponent = torch.frexp(column.abs().amax()).exponent
         size = torch.ldexp(torch.ones((), dtype=torch.float64, device=f.device), exponent)
-        weighed = torch.ldexp(weighed, -exponent).to(f)
-        gradients = iter(torch.autograd.grad(f, list(weights.values()), weighed, retain_graph=keep, allow_unused=True))
+        unit = torch.ldexp(column, -exponent).to(f)
+        gradients = iter(torch.autograd.grad(f, list(weights.values()), unit, retain_graph=keep, allow_unused=True))
         for j, own in enumerate(layers.values()):
             found = [g for g in (next(gradients) for _ in own) if g is not None]
             total[0, j] += size.square() * sum(_square_sum(g) for g in found)

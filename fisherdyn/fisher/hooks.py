@@ -57,50 +57,17 @@ def squared_norms(
             first: each by its name.
     """
     examples = count_examples(args, kwargs)
-    try:
-        return _together(examples, model, args, kwargs, layers, outputs, cotangents)
-    except _OneRowForAllError:
-        return _one_by_one(examples, model, args, kwargs, layers, outputs, cotangents)
-
-
-class _OneRowForAllError(Exception):
-    """A module has one row for the whole batch, and the model cannot go on with one an example (DeBERTa's positions)."""
-
-
-def _one_by_one(
-    examples: int,
-    model: nn.Module,
-    args: tuple[Tensor, ...],
-    kwargs: Mapping[str, Any],
-    layers: Layers,
-    outputs: Callable[[Any], Tensor],
-    cotangents: Callable[[Tensor], Iterable[Tensor]],
-) -> Tensor:
-    """Batches of one example, in which every row belongs to it; the cotangents are those of the whole batch."""
-    with torch.no_grad():
-        columns = list(cotangents(outputs(model(*args, **kwargs))))
-    rows = []
-    for i in range(examples):
-        own = tuple(one_example(x, i) for x in args), {key: one_example(x, i) for key, x in kwargs.items()}
-        rows.append(_together(1, model, *own, layers, outputs, partial(_rows, columns, i)))
-    return torch.cat(rows)
-
-
-def _rows(columns: list[Tensor], i: int, f: Tensor) -> list[Tensor]:
-    return [column[i : i + 1] for column in columns]
-
-
-def _together(
-    examples: int,
-    model: nn.Module,
-    args: tuple[Tensor, ...],
-    kwargs: Mapping[str, Any],
-    layers: Layers,
-    outputs: Callable[[Any], Tensor],
-    cotangents: Callable[[Tensor], Iterable[Tensor]],
-) -> Tensor:
     with Tape(watched_in(model, layers), examples, len(layers)) as tape:
-        f = tape.watch(lambda: outputs(model(*args, **kwargs)))
+        try:
+            f = tape.watch(lambda: outputs(model(*args, **kwargs)))
+        except _OneRowForAllError:
+            with torch.no_grad():
+                drawn = list(cotangents(outputs(model(*args, **kwargs))))
+            rows = []
+            for i in range(examples):  # in a batch of one every row belongs to it; the cotangents are the whole batch's
+                own = tuple(one_example(x, i) for x in args), {key: one_example(x, i) for key, x in kwargs.items()}
+                rows.append(squared_norms(model, *own, layers, outputs, partial(_rows, drawn, i)))
+            return torch.cat(rows)
         columns = list(cotangents(f))
         tape.find_lowest(f)
         alone = Alone(model, args, kwargs, layers, outputs, tape.way, tape.folded)
@@ -112,6 +79,14 @@ def _together(
     if alone.needed:  # now that the graph is gone
         alone.check(unit.to(f.dtype), norms)
     return total
+
+
+def _rows(columns: list[Tensor], i: int, f: Tensor) -> list[Tensor]:
+    return [column[i : i + 1] for column in columns]
+
+
+class _OneRowForAllError(Exception):
+    """A module has one row for the whole batch, and the model cannot go on with one an example (DeBERTa's positions)."""
 
 
 class Tape:

@@ -83,18 +83,17 @@ class Halving:
     def __call__(self, batch: Batch) -> Tensor:
         examples = count_in(batch)
         most = min(examples, self.most or examples)
-        parts = [range(start, min(start + most, examples)) for start in range(0, examples, most)]
-        while (rows := self._all([rows_of(batch, part) for part in parts] if len(parts) > 1 else [batch])) is None:
+        while (rows := self._in_parts(batch, examples, most)) is None:
             if most == 1:
                 raise MemoryError("out of memory with a single example: free some, or measure fewer layers")
             self.most = most = (most + 1) // 2
-            parts = [range(start, min(start + most, examples)) for start in range(0, examples, most)]
         return rows
 
-    def _all(self, parts: list[Batch]) -> Tensor | None:
+    def _in_parts(self, batch: Batch, examples: int, most: int) -> Tensor | None:
         """None where memory ran out. By then the frames that hold the tensors are gone."""
+        parts = (range(start, min(start + most, examples)) for start in range(0, examples, most))
         try:
-            return torch.cat([self.measure(part) for part in parts])
+            return torch.cat([self.measure(rows_of(batch, part) if most < examples else batch) for part in parts])
         except RuntimeError as error:
             if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
                 raise

@@ -21,14 +21,12 @@ def without_padding(batch: Batch, model: nn.Module, likelihood: Likelihood | Non
     mask, ids = (batch.get(key) if isinstance(batch, Mapping) else None for key in ("attention_mask", "input_ids"))
     if not (isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.shape == ids.shape and ids.ndim >= 2):
         return batch
-    if not _changes_nothing(model, likelihood):
-        return batch
     counted, labels = mask != 0, labels_in(batch)
     if labels is not None and labels.shape == mask.shape:
         counted = counted | (labels != IGNORED)
     used = counted.flatten(0, -2).any(dim=0).nonzero()
     end = int(used[-1]) + 1 if len(used) else ids.shape[-1]
-    if end == ids.shape[-1]:
+    if end == ids.shape[-1] or not _changes_nothing(model, likelihood):
         return batch
     return {
         name: x[(slice(None),) * (ids.ndim - 1) + (slice(end),)] if _by_token(x, ids) else x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,8 +75,7 @@ def from_all(found: Iterable[Found]) -> Iterator[list[Found]]:
             mine: Found | Exception | None = next(own, None)
         except Exception as error:
             mine = error
-        theirs: list[Found | str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(theirs, f"{type(mine).__name__}: {mine}" if isinstance(mine, Exception) else mine)
+        theirs = gathered(f"{type(mine).__name__}: {mine}" if isinstance(mine, Exception) else mine)
         if isinstance(mine, Exception):
             raise mine
         if failed := {i: what for i, what in enumerate(theirs) if isinstance(what, str)}:
@@ -84,6 +84,15 @@ def from_all(found: Iterable[Found]) -> Iterator[list[Found]]:
         if not there:
             return
         yield there
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process's value, in the order of ranks; all of them must call it. For small things: they are pickled."""
+    if not several():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def several() -> bool:

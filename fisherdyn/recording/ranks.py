@@ -13,15 +13,6 @@ from ..fisher.forward import Batch
 from ..fisher.sums import several
 
 
-def from_all(value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks; all of them must call it. For small things: they are pickled."""
-    if not several():
-        return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
-
-
 def share(loader: Iterable[Batch], most: int | None = None) -> Iterable[Batch]:
     """This rank's of the first `most` batches (None: all) of a loader that every rank has whole.
 

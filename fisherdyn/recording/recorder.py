@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import probing, record
 from ..fisher.forward import device_of, no_trace
-from ..fisher.sums import rank
+from ..fisher.sums import gathered, rank
 from ..fisher.trace import FisherTrace
 from ..fisher.training import TrainingPass
 from ..layers import LayerChoice, resolve_layers
@@ -284,7 +284,7 @@ class Recorder:
         self._training.stop()
         with no_trace(self.model, ()), torch.no_grad():
             own = self._training.take().cpu().numpy()
-        values = np.concatenate(ranks.from_all(own))
+        values = np.concatenate(gathered(own))
         n = len(values)
         se = values.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full(values.shape[1], np.nan)
         return {"empirical_trace": values.mean(axis=0), "empirical_trace_se": se}
@@ -311,7 +311,7 @@ class _Means:
     def take(self) -> dict[str, float]:
         """The means over everything since the last time, over all processes."""
         pairs: dict[str, list[tuple[float, int]]] = {}
-        for sums in ranks.from_all({name: (float(total), count) for name, (total, count) in self._sums.items()}):
+        for sums in gathered({name: (float(total), count) for name, (total, count) in self._sums.items()}):
             for name, pair in sums.items():
                 pairs.setdefault(name, []).append(pair)
         self._sums = {}
