@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,12 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.workloads import w1
 from fisherdyn import fisher_trace, policies, tasks
 from fisherdyn.layers import Layers
-from fisherdyn.record import provenance
 from fisherdyn.schedule import Unfreezing
 from fisherdyn.selection import Selection, choose
+
+from .machine import environment
+from .workloads import w1
 
 Loader = list[dict[str, Tensor]]
 
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps({k: v for k, v in found[f"world, lr {lr:g}"].items() if k != "choices"}, indent=1), flush=True)
     found["paper-sized, extrapolated"] = paper(np.mean(read, axis=0).tolist(), args.rounds)
     print(json.dumps(found["paper-sized, extrapolated"], indent=1))
-    found["environment"] = {**provenance(), "processor": platform.processor() or platform.machine()}
+    found["environment"] = environment()
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     print(args.out)
     return 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +22,8 @@ import torch
 from torch import Tensor
 
 from fisherdyn import Recorder, fisher_trace, tasks
-from fisherdyn.record import provenance
+
+from .machine import environment
 
 BATCHES, EVERY = (1, 10, 40), 100
 
@@ -95,8 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         found = {count: run(count, args.records, Path(folder)) for count in BATCHES}
-    environment = {**provenance(), "processor": platform.processor() or platform.machine(), "threads": args.threads}
-    args.out.write_text(json.dumps({"seconds": found, "environment": environment}, indent=1) + "\n")
+    made_on = environment(threads=args.threads)
+    args.out.write_text(json.dumps({"seconds": found, "environment": made_on}, indent=1) + "\n")
 
     def share(seconds: dict[str, list[float]], what: str) -> float:
         one = np.median(seconds[what][1:])

@@ -22,7 +22,6 @@ import torch
 import xarray as xr
 
 from fisherdyn import record
-from fisherdyn.record import provenance
 from fisherdyn.sweep import studies
 from fisherdyn.sweep.engine import Engine, InProcess, OnStep, Train, Watch
 from fisherdyn.sweep.execute import execute
@@ -31,7 +30,7 @@ from fisherdyn.sweep.running import run
 from fisherdyn.sweep.store import SweepStore
 from fisherdyn.sweep.studies import Run, Settings
 
-from .trace import _processor, _status
+from .machine import environment, status
 
 NOTHING = Settings(steps=100, record_every=10, evaluate_every=25)
 LAYERS, TARGETS = 12, 9
@@ -68,7 +67,7 @@ class Timed:
         wall, cpu = time.perf_counter(), time.process_time()
         ds = nothing(one, settings, on_step)
         self.wall, self.cpu = self.wall + time.perf_counter() - wall, self.cpu + time.process_time() - cpu
-        self.resident.append(_status("VmRSS"))
+        self.resident.append(status("VmRSS"))
         return ds
 
 
@@ -131,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         found["overhead"] = overhead(args.runs)
     if args.only != "overhead":
         found["workers"] = workers(args.real_runs, args.steps, args.rounds)
-    found["environment"] = {**provenance(), "processor": _processor()}
+    found["environment"] = environment()
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
     print(args.out)

@@ -12,7 +12,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable
@@ -23,9 +22,9 @@ import numpy as np
 import torch
 
 from fisherdyn import fisher_trace
-from fisherdyn.record import provenance
 
 from . import noise
+from .machine import environment, status
 from .peers import PEERS, DoesNotRun, Step, forward, plain
 from .workloads import WORKLOADS, Workload
 
@@ -137,9 +136,9 @@ def _peak(make: Callable[[], Workload], name: str, device: torch.device) -> floa
             method()  # what is imported and allocated once is no part of it
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
-            before = _status("VmRSS")
+            before = status("VmRSS")
             method()
-            answer = str((_status("VmHWM") - before) / 2**10)
+            answer = str((status("VmHWM") - before) / 2**10)
         except DoesNotRun as reason:
             answer = f"no: {reason}"
         os.write(writer, answer.encode())
@@ -149,12 +148,6 @@ def _peak(make: Callable[[], Workload], name: str, device: torch.device) -> floa
     os.waitpid(child, 0)
     os.close(reader)
     return answer.removeprefix("no: ") if answer.startswith("no: ") else float(answer)
-
-
-def _status(key: str) -> int:
-    """KiB, of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key + ":")).split()[1])
 
 
 def table(title: str, columns: dict[str, dict[str, Any]]) -> str:
@@ -187,8 +180,8 @@ def main(argv: list[str] | None = None) -> int:
             found.setdefault("time", {})[name] = times(WORKLOADS[name]().to(device), args.rounds, device)
     if "noise" in parts:
         found["noise"] = noise.measure(device, clock)
-    processor = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
-    found["environment"] = {**provenance(), "processor": processor, "threads": args.threads, "rounds": args.rounds}
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    found["environment"] = environment(gpu, threads=args.threads, rounds=args.rounds)
     out.write_text(json.dumps(found, indent=1) + "\n")
     print(table("time, median ratio to plain forward + backward", found["time"]))
     print("\n" + table("peak memory over the model, ratio to plain forward + backward", found["memory"]))
@@ -196,11 +189,6 @@ def main(argv: list[str] | None = None) -> int:
         print("\n" + noise.tables(found["noise"]))
     print(out)
     return 0
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

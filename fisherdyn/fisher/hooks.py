@@ -62,12 +62,8 @@ def squared_norms(
             f = tape.watch(lambda: outputs(model(*args, **kwargs)))
         except _OneRowForAllError:
             with torch.no_grad():
-                drawn = list(cotangents(outputs(model(*args, **kwargs))))
-            rows = []
-            for i in range(examples):  # in a batch of one every row belongs to it; the cotangents are the whole batch's
-                own = tuple(one_example(x, i) for x in args), {key: one_example(x, i) for key, x in kwargs.items()}
-                rows.append(squared_norms(model, *own, layers, outputs, partial(_rows, drawn, i)))
-            return torch.cat(rows)
+                columns = list(cotangents(outputs(model(*args, **kwargs))))
+            return _one_by_one(partial(squared_norms, model, layers=layers, outputs=outputs), args, kwargs, columns)
         columns = list(cotangents(f))
         tape.find_lowest(f)
         alone = Alone(model, args, kwargs, layers, outputs, tape.way, tape.folded)
@@ -79,6 +75,17 @@ def squared_norms(
     if alone.needed:  # now that the graph is gone
         alone.check(unit.to(f.dtype), norms)
     return total
+
+
+def _one_by_one(
+    norms: Callable[..., Tensor], args: tuple[Tensor, ...], kwargs: Mapping[str, Any], columns: list[Tensor]
+) -> Tensor:
+    """Batches of one example, in which every row belongs to it; the cotangents are those of the whole batch."""
+    rows = []
+    for i in range(len(columns[0])):
+        own = tuple(one_example(x, i) for x in args), {key: one_example(x, i) for key, x in kwargs.items()}
+        rows.append(norms(*own, cotangents=partial(_rows, columns, i)))
+    return torch.cat(rows)
 
 
 def _rows(columns: list[Tensor], i: int, f: Tensor) -> list[Tensor]:

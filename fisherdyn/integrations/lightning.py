@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import xarray as xr
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..fisher.forward import Batch
-from ..layers import LayerChoice, resolve_layers
-from ..likelihoods import Likelihood
 from ..policies import Policy
 from ..probing import Loaders
 from ..recording.recorder import Recorder
-from ..schedule import Unfreezing
-from ..selection import in_another_order
+from .common import Recording, Scheduled
 
 
-class FisherCallback(Callback):
+class FisherCallback(Recording, Callback):
     """`Recorder` in a Lightning Trainer: `Trainer(callbacks=[callback])`, and after fit(), `callback.dataset`.
 
     The training loss is what training_step returns. Training that goes on from a checkpoint goes on at its step: give
@@ -39,15 +34,8 @@ class FisherCallback(Callback):
     """
 
     def __init__(self, loader: Loaders, *, module: str = "", **options: Any) -> None:
-        self.loader, self.module, self.options = loader, module, options
-        self.recorder: Recorder | None = None
-
-    @property
-    def dataset(self) -> xr.Dataset:
-        """What was recorded so far; see `Recorder.dataset`."""
-        if self.recorder is None:
-            raise ValueError("nothing is recorded yet: training has not begun")
-        return self.recorder.dataset
+        super().__init__(loader, **options)
+        self.module = module
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.module and type(pl_module).forward is LightningModule.forward:
@@ -79,7 +67,7 @@ class FisherCallback(Callback):
             self.recorder.detach()
 
 
-class UnfreezingCallback(Callback):
+class UnfreezingCallback(Scheduled, Callback):
     """Algorithm 1 under Lightning: `Trainer(..., callbacks=[UnfreezingCallback(policies.fun(), interval=50)])`.
 
     `configure_optimizers` must hand over every layer's parameters; the callback freezes afterwards. With several devices,
@@ -100,23 +88,9 @@ class UnfreezingCallback(Callback):
             with another; a strategy that does not look for unused parameters, or that flattens or splits them.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        interval: int | Sequence[int],
-        *,
-        module: str = "",
-        layers: LayerChoice = None,
-        loader: Iterable[Batch] | None = None,
-        timing: str = "prose",
-        labels: str = "class_mix",
-        likelihood: Likelihood | str | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.policy, self.interval, self.timing, self.seed = policy, interval, timing, seed
-        self.module, self.layers, self.loader = module, layers, loader
-        self.labels, self.likelihood = labels, likelihood
-        self.unfreezing: Unfreezing | None = None
+    def __init__(self, policy: Policy, interval: int | Sequence[int], *, module: str = "", **options: Any) -> None:
+        super().__init__(policy, interval, **options)
+        self.module = module
         self._saved: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,15 +101,12 @@ class UnfreezingCallback(Callback):
             )
         if len(trainer.optimizers) != 1:
             raise ValueError(f"expected one optimizer, got {len(trainer.optimizers)}: a step is then not an update")
-        model = pl_module.get_submodule(self.module)
-        layers = resolve_layers(model, self.layers)
-        unfreezing = Unfreezing(self.policy, layers, self.interval, timing=self.timing, seed=self.seed)
-        loader = self.loader
-        if loader is None and self.policy.sampling is not None:
-            loader = in_another_order(trainer.train_dataloader, None, self.seed)
-        together = trainer.world_size > 1
-        unfreezing.attach(
-            model, trainer.optimizers[0], loader, labels=self.labels, likelihood=self.likelihood, together=together
+        unfreezing = self.begin(
+            pl_module.get_submodule(self.module),
+            trainer.optimizers[0],
+            trainer.train_dataloader,
+            None,
+            together=trainer.world_size > 1,
         )
         if isinstance(trainer.model, DistributedDataParallel):
             unfreezing.check_reducer(trainer.model)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-import xarray as xr
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -13,17 +11,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import ParallelMode
 
-from ..fisher.forward import Batch
-from ..layers import LayerChoice, resolve_layers
-from ..likelihoods import Likelihood
-from ..policies import Policy
-from ..probing import Loaders
 from ..recording.recorder import Recorder
-from ..schedule import Unfreezing
-from ..selection import in_another_order
+from .common import Recording, Scheduled
 
 
-class FisherCallback(TrainerCallback):
+class FisherCallback(Recording, TrainerCallback):
     """`Recorder` in a Trainer: `Trainer(..., callbacks=[callback])`, and after train(), `callback.dataset`.
 
     The training loss is that which the model itself returns for its batches. Training that goes on from a checkpoint
@@ -37,17 +29,7 @@ class FisherCallback(TrainerCallback):
         ValueError: as `Recorder`, when training begins.
     """
 
-    def __init__(self, loader: Loaders, **options: Any) -> None:
-        self.loader, self.options = loader, options
-        self.recorder: Recorder | None = None
-        self._listener: RemovableHandle | None = None
-
-    @property
-    def dataset(self) -> xr.Dataset:
-        """What was recorded so far; see `Recorder.dataset`."""
-        if self.recorder is None:
-            raise ValueError("nothing is recorded yet: training has not begun")
-        return self.recorder.dataset
+    _listener: RemovableHandle | None = None
 
     def on_train_begin(
         self,
@@ -78,7 +60,7 @@ class FisherCallback(TrainerCallback):
             self.recorder.close()
 
 
-class UnfreezingCallback(TrainerCallback, ExportableState):
+class UnfreezingCallback(Scheduled, TrainerCallback, ExportableState):
     """Algorithm 1 under a Trainer: `Trainer(..., callbacks=[UnfreezingCallback(policies.fun(), interval=50)])`.
 
     Give the Trainer a model in which every layer still trains: its optimizer is made from what has requires_grad, and the
@@ -99,36 +81,13 @@ class UnfreezingCallback(TrainerCallback, ExportableState):
             several processes that do not look for unused parameters; FSDP or DeepSpeed, which flatten parameters.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        interval: int | Sequence[int],
-        *,
-        layers: LayerChoice = None,
-        loader: Iterable[Batch] | None = None,
-        timing: str = "prose",
-        labels: str = "class_mix",
-        likelihood: Likelihood | str | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.policy, self.interval, self.timing, self.seed = policy, interval, timing, seed
-        self.layers, self.loader, self.labels, self.likelihood = layers, loader, labels, likelihood
-        self.unfreezing: Unfreezing | None = None
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         _refuse(args)
-        model: nn.Module = kwargs["model"]
-        layers = resolve_layers(model, self.layers)
-        unfreezing = Unfreezing(self.policy, layers, self.interval, timing=self.timing, seed=self.seed)
-        loader = self.loader
-        if loader is None and self.policy.sampling is not None:
-            loader = in_another_order(kwargs["train_dataloader"], args.per_device_train_batch_size, self.seed)
-        unfreezing.attach(
-            model,
+        unfreezing = self.begin(
+            kwargs["model"],
             kwargs["optimizer"],
-            loader,
-            labels=self.labels,
-            likelihood=self.likelihood,
+            kwargs["train_dataloader"],
+            args.per_device_train_batch_size,
             together=args.parallel_mode == ParallelMode.DISTRIBUTED,
         )
         if state.global_step:
