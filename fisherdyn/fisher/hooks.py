@@ -29,7 +29,7 @@ from ..likelihoods import to_unit_size
 from .alone import USE_VMAP, Alone
 from .forward import count_examples, one_example
 from .replay import Call
-from .watched import Watched, watched_in
+from .watched import Watched, one_row_an_example, watched_in
 
 _NEVER_CALLED = "not called in the forward pass: {}; leave out its layer or activate it"
 _UNUSED = "{} do not reach the logits; leave out their layers"
@@ -149,16 +149,15 @@ class Tape:
         return output
 
     def _one_row_an_example(self, name: str, a: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows broadcast over the batch (BERT's positions) become one an example; lengths that do not fit are refused."""
-        if len(output) == 1 and len(a) == 1 and self.examples > 1:
-            self.expanded = True
-            return a.expand(self.examples, *a.shape[1:]), output.expand(self.examples, *output.shape[1:])
-        if output.ndim < 2 or len(output) % self.examples or len(a) != len(output):
+        """As `watched` has it; lengths that do not fit are refused."""
+        found = one_row_an_example(a, output, self.examples)
+        if found is None:
             raise ValueError(
                 f"module {name!r} sees {tuple(a.shape)} for a batch of {self.examples} examples, and not one example after "
                 f"the other: its gradient is not separable by example here; {USE_VMAP}"
             )
-        return a, output
+        self.expanded |= found[1] is not output
+        return found
 
     def _called_without_rule(self, one: Watched, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         flat, spec = tree_flatten(output)

@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..layers import Layers
 from .forward import count_examples
-from .watched import Watched, side_by_side, watched_in
+from .watched import Watched, one_row_an_example, side_by_side, watched_in
 
 LEAVE_OUT = "leave its layer out with layers="
 
@@ -103,19 +103,17 @@ class TrainingPass:
             now.closed.add(name)
             return None
         a: Tensor = args[0] if args else next(iter(kwargs.values()))
-        # Rows that are broadcast over the batch (BERT's positions) become one an example, before their gradients add up.
-        shared = len(a) == len(output) == 1 < now.examples
-        if shared:
-            a, output = (x.expand(now.examples, *x.shape[1:]) for x in (a, output))
-        if len(a) != len(output) or len(a) % now.examples:
+        found = one_row_an_example(a, output, now.examples)
+        if found is None:
             raise ValueError(
                 f"module {name!r} sees {tuple(a.shape)} for a training batch of {now.examples} examples: its gradient is "
                 f"not separable by example; {LEAVE_OUT}"
             )
+        a, heard = found
         call = _Call(a.detach(), a._version)
-        output.register_hook(call.see)
+        heard.register_hook(call.see)
         now.calls.setdefault(name, []).append(call)
-        return output if shared else None
+        return None if heard is output else heard
 
     @property
     def evaluations(self) -> int:

@@ -83,6 +83,17 @@ class Watched:
         return self.rule.norms(self.module, side_by_side(a, examples), side_by_side(d, examples))
 
 
+def one_row_an_example(a: Tensor, output: Tensor, examples: int) -> tuple[Tensor, Tensor] | None:
+    """A call's input and output; None where their lengths do not fit one example after the other.
+
+    Rows that are broadcast over the batch (BERT's positions) become one an example, before their gradients add up.
+    """
+    if len(output) == 1 and len(a) == 1 and examples > 1:
+        return a.expand(examples, *a.shape[1:]), output.expand(examples, *output.shape[1:])
+    fits = output.ndim >= 2 and not len(output) % examples and len(a) == len(output)
+    return (a, output) if fits else None
+
+
 def side_by_side(calls: list[Tensor], examples: int) -> Tensor:
     """Calls of (rows, positions, ...) -> (examples, positions of all rows and calls, ...)."""
     rows = [x.reshape(examples, -1, *x.shape[2:]) for x in calls]
