@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import children
 import numpy as np
 import pytest
@@ -197,6 +199,34 @@ def test_the_empirical_fisher_of_the_training_pass(name, micro_batches):
     se = expected.std(dim=0) / n**0.5
     assert ds["empirical_trace_se"].values == pytest.approx(se.numpy(), rel=1e-3)
     assert not np.allclose(ds["empirical_trace"], ds["fisher_trace"], rtol=0.05)  # it is no Fisher
+
+
+def test_losses_that_go_back_one_after_the_other_add_up(model):
+    found = []
+    for shares in ((1.0,), (0.9, 0.1)):
+        trained = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+        recorder = Recorder(trained, batches(), every=1, empirical=True).attach(optimizer)
+        loss = trained(batches()[0]).square().mean()
+        for share in shares:
+            (share * loss).backward(retain_graph=True)
+        optimizer.step()
+        found.append(recorder.dataset["empirical_trace"].values)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+
+
+def test_a_closure_that_is_evaluated_again_and_again_is_refused(model):
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(batches()[0]).square().mean()
+        loss.backward()
+        return loss
+
+    Recorder(model, batches(), every=1, empirical=True).attach(optimizer)
+    with pytest.raises(ValueError, match=r"evaluates its closure several times an update, as LBFGS does"):
+        optimizer.step(closure)
 
 
 def test_layers_below_all_that_is_trained_have_no_empirical_fisher(model):

@@ -275,13 +275,16 @@ def test_a_small_layer_under_a_large_one_is_checked():
         def __init__(self) -> None:
             super().__init__()
             self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
-            nn.init.normal_(self.head.weight, std=2e-3)
+            nn.init.normal_(self.head.weight, std=2e-4)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.body(x) + nn.functional.linear(x * x, self.body.weight))
 
+    model, x = Reused(), 5 * torch.randn(8, 6)
+    body, head = per_example_trace(model, x, resolve_layers(model)).mean(dim=0)
+    assert 1e-7 * head < body < 1e-5 * head
     with pytest.raises(ValueError, match=r"layer\(s\) body"):
-        fisher_trace(Reused(), [5 * torch.randn(8, 6)])
+        fisher_trace(model, [x])
 
 
 def test_gradients_that_cancel_over_positions_keep_their_digits():
