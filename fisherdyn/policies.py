@@ -46,7 +46,7 @@ class Sampling:
         labels: "class_mix", "exact", "sampled" or, biased, "argmax"; None: those of the record.
         method: "hooks", "vmap" or, biased, "authors".
         batches: read at most this many.
-        error_rate: the chance that stopping early changes the choice, and that a layer is called the best that is not; 0
+        error_rate: that a layer is called the best that is not; and that stopping early changes the choice, on average. 0
             reads all batches.
     """
 
