@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +21,8 @@ from scipy.optimize import brentq
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from .fisher.forward import Batch, no_trace
+from .fisher.forward import Batch
+from .fisher.sums import Sums, processes
 from .fisher.trace import fisher_trace
 from .layers import Layers
 from .likelihoods import Likelihood
@@ -33,6 +34,8 @@ HIGHEST = 8.0
 """Standard errors beyond which nothing is told apart."""
 GROWTH = 1.25
 """Examples of a look over those of the look before."""
+NODES = 128
+"""Of the integrals over what has stayed within the bounds."""
 
 
 @dataclass(frozen=True)
@@ -103,57 +106,66 @@ def choose(
     if len(candidates) == 1:
         return Selection(step, dict.fromkeys(candidates, (math.nan, math.nan)), 0, 0, 1.0, tie=False)
     _refuse_what_cannot_be_shared(loader)
-    budget = min(sampling.batches, max(len(loader), 1)) if isinstance(loader, Sized) else sampling.batches
+    share = math.ceil(sampling.batches / processes())
+    share = min(share, max(len(loader), 1)) if isinstance(loader, Sized) else share
+    rule = Rule(share * processes(), sampling.error_rate)
     by_example = sampling.method != "authors"
-    looks = [budget]
-    values = np.empty((0, len(candidates)))
-    read = examples = 0
-    with no_trace(model, loader):
-        batches = iter(loader)
-        while read < budget:
-            target = next(look for look in looks if look > read) if read else 1
-            chunk = list(islice(batches, target - read if by_example else budget))
-            if read and not chunk:
-                break
-            try:
-                found = fisher_trace(
-                    model,
-                    chunk,
-                    layers=candidates,
-                    likelihood=likelihood,
-                    labels=sampling.labels or labels,
-                    method=sampling.method,
-                    generator=generator,
-                )
-            except ValueError as error:
-                raise ValueError(f"tr(F) at step {step}: {error}") from error
-            if not read:
-                looks = _looks(budget, found.examples) if by_example else looks
-            values = np.concatenate([values, found.values.numpy()])
-            read, examples = read + found.batches, examples + found.examples
-            if read in looks[:-1] and sampling.error_rate and _enough(values, read, looks, sampling.error_rate):
-                break
-    mean, se = values.mean(axis=0), values.std(axis=0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    scores = dict(
-        zip(candidates, zip(mean.tolist(), np.broadcast_to(se, mean.shape).tolist(), strict=True), strict=True)
-    )
-    confidence = _confidence(values, looks) if by_example else math.nan
-    return Selection(step, scores, examples, read, confidence, tie=confidence < 1 - sampling.error_rate)
+    try:
+        found = fisher_trace(
+            model,
+            loader,
+            layers=candidates,
+            likelihood=likelihood,
+            labels=sampling.labels or labels,
+            method=sampling.method,
+            num_batches=share,
+            enough=rule.enough if by_example and sampling.error_rate else None,
+            generator=generator,
+        )
+    except ValueError as error:
+        raise ValueError(f"tr(F) at step {step}: {error}") from error
+    confidence = rule.confidence(found.values.numpy()) if by_example else math.nan
+    tie = confidence < 1 - sampling.error_rate
+    return Selection(step, found.scores(), found.examples, found.batches, confidence, tie)
 
 
-def _looks(budget: int, examples: int) -> list[int]:
+class Rule:
+    """When to stop, and how sure to be then.
+
+    Args:
+        budget: batches, of all processes.
+        error_rate: see `choose`.
+    """
+
+    def __init__(self, budget: int, error_rate: float) -> None:
+        self.budget, self.error_rate = budget, error_rate
+        self.looks = [budget]
+        self.next: int | None = None
+
+    def enough(self, read: Sums) -> bool:
+        """Looks, when it is time to: is the lead established, or settled and not to be established at this rate?"""
+        if self.next is None:
+            self.looks = _looks(self.budget, read.examples / read.batches)
+            self.next = self.looks[0]
+        if not self.next <= read.batches < self.budget or read.examples < FEWEST_EXAMPLES:
+            return False
+        self.next = next(look for look in self.looks if look > read.batches)
+        values, share = read.values.numpy(), read.batches / self.budget
+        lead, needed = _smallest_lead(values), _pocock(tuple(self.looks), self.error_rate)
+        return lead >= needed or (lead / math.sqrt(share) < needed and _changes(values, share) <= self.error_rate)
+
+    def confidence(self, values: np.ndarray) -> float:
+        """How sure it is that the best candidate's expectation is the largest."""
+        return stays_within(_smallest_lead(values), self.looks) if len(values) > 1 else 0.0
+
+
+def _looks(budget: int, examples: float) -> list[int]:
     """After how many batches to look, given the examples of one: geometrically, and at the end."""
-    looks = [math.ceil(FEWEST_EXAMPLES / examples)]
-    while looks[-1] < budget:
-        looks.append(math.ceil(looks[-1] * GROWTH))
-    return [*(look for look in looks if look < budget), budget]
-
-
-def _enough(values: np.ndarray, read: int, looks: Sequence[int], error_rate: float) -> bool:
-    """Whether the lead is established, or settled and not to be established by the rest of the budget at this rate."""
-    share = read / looks[-1]
-    lead, needed = _smallest_lead(values), _pocock(tuple(looks), error_rate)
-    return lead >= needed or (lead / math.sqrt(share) < needed and _changes(values, share) <= error_rate)
+    looks, look = [], math.ceil(FEWEST_EXAMPLES / examples)
+    while look * (1 + GROWTH) / 2 < budget:  # not where the end is near
+        looks.append(look)
+        look = math.ceil(look * GROWTH)
+    return [*looks, budget]
 
 
 def _changes(values: np.ndarray, share: float) -> float:
@@ -165,13 +177,6 @@ def _changes(values: np.ndarray, share: float) -> float:
 def _pocock(times: tuple[int, ...], error_rate: float) -> float:
     """The bound that Brownian motion, looked at in these times, passes somewhere with probability `error_rate`."""
     return brentq(lambda bound: stays_within(bound, times) - 1 + error_rate, 0.0, HIGHEST)
-
-
-def _confidence(values: np.ndarray, looks: Sequence[int]) -> float:
-    """How sure it is that the best candidate's expectation is the largest."""
-    if len(values) < 2:
-        return 0.0
-    return stays_within(_smallest_lead(values), looks)
 
 
 def _smallest_lead(values: np.ndarray) -> float:
@@ -194,10 +199,10 @@ def _leads(values: np.ndarray, *, guarded: bool = False) -> np.ndarray:
 def stays_within(bound: float, times: Sequence[int]) -> float:
     """P(|W(s)| < bound √s at every one of the times s): the Brownian motion W of a sum of independent terms.
 
-    By integrating the density of what has stayed below from each time to the next (Armitage, McPherson & Rowe 1969);
-    exact to 1e-5.
+    By integrating the density of what has stayed within from each time to the next (Armitage, McPherson & Rowe 1969);
+    exact to 1e-10 for times that grow by a twentieth or more.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(48)
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
     z, weights = bound * nodes, bound * weights
     density = _normal_density(z)
     for before, now in pairwise(times):
@@ -205,7 +210,7 @@ def stays_within(bound: float, times: Sequence[int]) -> float:
         width = math.sqrt(1 - before / now)
         step = _normal_density((z[:, None] - z[None, :] * math.sqrt(before / now)) / width) / width
         density = step @ (weights * density)
-    return float(weights @ density)
+    return min(float(weights @ density), 1.0)
 
 
 def _normal_density(z: np.ndarray) -> np.ndarray:

@@ -15,7 +15,8 @@ from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClass
 from zoo import SMALL, specimen, tokens
 
 from fisherdyn import fisher_trace
-from fisherdyn.fisher import measure
+from fisherdyn.fisher import measure, together
+from fisherdyn.fisher.forward import count_examples
 from fisherdyn.layers import resolve_layers
 from fisherdyn.likelihoods import LIKELIHOODS
 
@@ -79,6 +80,113 @@ def test_padding_stays_where_it_counts():
     labels[:, :9] = 1
     fisher_trace(tagger, [{**batch, "labels": labels}], layers=r"layer\.(\d+)\.")
     assert set(seen) == {9}
+
+
+# Small batches together
+
+
+def _passes(model):
+    """How many examples went through the model in each pass; those of one are the check against plain autograd."""
+    seen = []
+
+    def see(module, args, kwargs):
+        if (examples := count_examples(args, kwargs)) > 1:
+            seen.append(examples)
+
+    model.register_forward_pre_hook(see, with_kwargs=True)
+    return seen
+
+
+def _texts(vocabulary=30):
+    """Nine batches of three texts, padded to lengths of their own."""
+    torch.manual_seed(0)
+    for length in (7, 5, 6, 7, 9, 4, 5, 8, 6):
+        mask = torch.arange(length) < torch.tensor([length, length - 1, 3])[:, None]
+        ids = torch.randint(1, vocabulary, (3, length)) * mask
+        yield {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": torch.zeros_like(ids)}
+
+
+def _whole_words(texts):
+    """The first tokens are labelled, as where words are cut in pieces."""
+    for batch in texts:
+        labels = torch.full_like(batch["input_ids"], -100)
+        labels[:, :3] = 1
+        yield {**batch, "labels": labels}
+
+
+KINDS = {
+    "tensors": lambda: (_mlp(), list(torch.randn(9, 3, 5, dtype=torch.float64)), None),
+    "pairs": lambda: (_mlp(), [(x, torch.zeros(3)) for x in torch.randn(9, 3, 5, dtype=torch.float64)], None),
+    "texts": lambda: (specimen("bert").model.double(), list(_texts()), specimen("bert").layers),
+    "tagger": lambda: (_tagger(), list(_texts()), r"layer\.(\d+)\."),
+    "words": lambda: (_tagger(), list(_whole_words(_texts())), r"layer\.(\d+)\."),
+    "decoder": lambda: (specimen("gpt2").model.double(), list(_texts()), specimen("gpt2").layers),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["hooks", "vmap"])
+def test_small_batches_go_together_and_nothing_changes(kind, method, monkeypatch):
+    model, batches, layers = KINDS[kind]()
+    how = {"layers": layers, "labels": "exact", "method": method}
+    passes = _passes(model)
+    found = fisher_trace(model, batches, **how)
+    if method == "hooks":
+        assert passes == [3, 3, 6, 12, 3]  # never more than before
+    assert (found.examples, found.batches) == (27, 9)
+    monkeypatch.setattr(together, "WORK", 0)
+    passes.clear()
+    one_by_one = fisher_trace(model, batches, **how)
+    if method == "hooks":
+        assert passes == [3] * 9
+    torch.testing.assert_close(found.values, one_by_one.values, rtol=1e-9, atol=1e-30)
+
+
+def test_what_is_not_alike_goes_alone():
+    """Other lengths where padding would count or is not known; other kinds of numbers; what is no tensor; rows for all."""
+    torch.manual_seed(0)
+    reader = BertForQuestionAnswering(BertConfig(vocab_size=30, attn_implementation="eager", **SMALL)).eval()
+    passes = _passes(reader)
+    fisher_trace(reader, _texts(), layers=r"layer\.(\d+)\.")
+    assert passes == [3] * 9
+    texts = list(_texts())
+    unmasked = [{"input_ids": batch["input_ids"]} for batch in texts]
+    named = [{**batch, "position_ids": torch.arange(batch["input_ids"].shape[1]).expand(3, -1)} for batch in texts]
+    for batches in (unmasked, named):
+        passes = _passes(tagger := _tagger())
+        fisher_trace(tagger, batches, layers=r"layer\.(\d+)\.")
+        assert passes == [3] * 9
+
+    class Scaled(nn.Linear):
+        def forward(self, x, scale=1.0):
+            return super().forward(x.float()) * scale
+
+    x = torch.randn(3, 5)
+    for batches in (
+        [{"x": x, "scale": 0.5}] * 9,
+        [{"x": x, "scale": torch.tensor(0.5)}] * 9,
+        [x, x.double()] * 4 + [x],
+        [x, (x,)] * 4 + [x],
+    ):
+        passes = _passes(model := Scaled(5, 3))
+        fisher_trace(model, batches)
+        assert passes == [3] * 9
+
+
+def test_large_batches_go_alone():
+    passes = _passes(model := nn.Linear(1000, 1000))
+    fisher_trace(model, [torch.randn(3, 1000)] * 5, labels="sampled")
+    assert passes == [3] * 5
+    passes = _passes(model := nn.Linear(2, 2))
+    fisher_trace(model, [torch.randn(2**16, 2)] * 9)
+    assert passes == [2**16, 2**16, 2**17, 2**17, 2**17, 2**16]
+
+
+def test_it_stops_when_told_enough_and_leaves_the_rest_of_a_loader():
+    batches = iter(torch.randn(40, 3, 5, dtype=torch.float64))
+    found = fisher_trace(_mlp(), batches, enough=lambda read: read.batches >= 3 and len(read.values) == read.examples)
+    assert (found.batches, found.examples) == (4, 12)
+    assert len(list(batches)) == 36
 
 
 # Memory

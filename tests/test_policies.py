@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fisherdyn import fisher_trace, policies
+from fisherdyn import FisherTrace, fisher_trace, policies
+from fisherdyn.fisher.sums import Sums
 from fisherdyn.policies import Now, Sampling
 from fisherdyn.selection import choose, in_another_order, stays_within
 
@@ -52,18 +53,19 @@ def _choose(values, error_rate=0.05, batch=32):
     """`choose` with its measurement replaced by given values (examples, layers)."""
     import fisherdyn.selection as selection
 
-    class Found:
-        def __init__(self, rows):
-            self.values, self.examples, self.batches = (
-                torch.from_numpy(np.concatenate(rows)),
-                sum(map(len, rows)),
-                len(rows),
-            )
+    def given(model, loader, *, enough, **_):
+        read = Sums()
+        for rows in loader:
+            read.add(rows, len(rows), 1)
+            if enough is not None and enough(read):
+                break
+        trace, se = read.mean_and_error()
+        return FisherTrace(tuple(candidates), trace, se, (), (), read.values, read.examples, read.batches, "", "")
 
     original = selection.fisher_trace
-    selection.fisher_trace = lambda model, chunk, **_: Found(chunk)
+    selection.fisher_trace = given
     try:
-        chunks = [values[i : i + batch] for i in range(0, len(values), batch)]
+        chunks = torch.from_numpy(values).split(batch)
         candidates = {str(i): () for i in range(values.shape[1])}
         return choose(nn.Linear(1, 1), chunks, candidates, Sampling(error_rate=error_rate), step=0, generator=GENERATOR)
     finally:

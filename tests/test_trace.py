@@ -237,7 +237,7 @@ def test_stops_when_every_layer_is_precise():
     found = fisher_trace(model, batches, target_se=0.1)
     assert 2 <= found.batches < 200
     assert (found.se <= 0.1 * found.trace).all()
-    before = fisher_trace(model, batches, num_batches=found.batches - 1)
+    before = fisher_trace(model, batches, num_batches=found.batches // 2)  # a small model's go together: twice as many
     assert (before.se > 0.1 * before.trace).any() or before.examples < 32
     assert found.imprecise == ()
     cut = fisher_trace(model, batches, target_se=0.001, num_batches=3)

@@ -1,14 +1,18 @@
-"""Columns that only hold padding cost as much as others and change nothing: they are cut before a batch is measured."""
+"""Columns that only hold padding change nothing: they are cut before a batch is measured, or added to make batches alike."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..likelihoods import IGNORED, Categorical, CausalLM, Choice, Likelihood, Token, labels_in
 from .forward import Batch
+
+_FILL = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORED}
+"""What is known to be by token, and what stands where there is none."""
 
 
 def without_padding(batch: Batch, model: nn.Module, likelihood: Likelihood | None) -> Batch:
@@ -26,7 +30,7 @@ def without_padding(batch: Batch, model: nn.Module, likelihood: Likelihood | Non
         counted = counted | (labels != IGNORED)
     used = counted.flatten(0, -2).any(dim=0).nonzero()
     end = int(used[-1]) + 1 if len(used) else ids.shape[-1]
-    if end == ids.shape[-1] or not _changes_nothing(model, likelihood):
+    if end == ids.shape[-1] or not padding_changes_nothing(model, likelihood):
         return batch
     return {
         name: x[(slice(None),) * (ids.ndim - 1) + (slice(end),)] if _by_token(x, ids) else x
@@ -34,11 +38,33 @@ def without_padding(batch: Batch, model: nn.Module, likelihood: Likelihood | Non
     }
 
 
+def columns_in(batch: Batch) -> int | None:
+    """Of a batch that could be padded on the right; None of any other."""
+    mask, ids = (batch.get(key) if isinstance(batch, Mapping) else None for key in ("attention_mask", "input_ids"))
+    if not (isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.shape == ids.shape and ids.ndim >= 2):
+        return None
+    known = all(name in _FILL for name, x in batch.items() if _by_token(x, ids))
+    return ids.shape[-1] if known else None
+
+
+def padded(batch: Batch, columns: int, model: nn.Module) -> Batch:
+    """The batch with as many columns."""
+    ids = batch["input_ids"]
+    fill = {**_FILL, "input_ids": getattr(getattr(model, "config", None), "pad_token_id", None) or 0}
+
+    def wider(name: str, x: Tensor) -> Tensor:
+        more = x.new_full((*ids.shape[:-1], columns - ids.shape[-1]), fill[name])
+        return torch.cat([x, more], dim=-1)
+
+    return {name: wider(name, x) if _by_token(x, ids) else x for name, x in batch.items()}
+
+
 def _by_token(x: Any, ids: Tensor) -> bool:
     return isinstance(x, Tensor) and x.shape[: ids.ndim] == ids.shape
 
 
-def _changes_nothing(model: nn.Module, likelihood: Likelihood | None) -> bool:
+def padding_changes_nothing(model: nn.Module, likelihood: Likelihood | None) -> bool:
+    """Whether it is certain that no number depends on columns that no example attends to."""
     if type(likelihood) is Categorical and getattr(getattr(model, "config", None), "pad_token_id", None) is None:
         return False  # a decoder that does not know its padding reads the last column
     mixes = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())

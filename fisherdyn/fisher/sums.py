@@ -19,10 +19,10 @@ class Sums:
         self.weights: list[Tensor] = []
         self.batches = 0
 
-    def add(self, rows: Tensor, examples: int) -> None:
+    def add(self, rows: Tensor, examples: int, batches: int) -> None:
         self.rows.append(rows)
         self.weights.append(torch.full((len(rows),), examples / len(rows), dtype=torch.float64))
-        self.batches += 1
+        self.batches += batches
 
     @property
     def examples(self) -> int:
@@ -49,8 +49,8 @@ class Sums:
         return self.relative_error() <= target
 
 
-Found = tuple[Tensor, int]
-"""Rows, and the number of examples that they stand for."""
+Found = tuple[Tensor, int, int]
+"""Rows, the number of examples that they stand for, and of how many batches."""
 
 
 def rank() -> int:
@@ -93,6 +93,10 @@ def gathered(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def processes() -> int:
+    return dist.get_world_size() if several() else 1
 
 
 def several() -> bool:

@@ -18,6 +18,7 @@ from .forward import Batch, count_in, device_of, no_trace, refuse_what_writes
 from .measure import Halving, Measure, Reading, Rows
 from .sampling import Importance
 from .sums import Found, Sums, from_all, rank
+from .together import together
 
 METHODS = ("hooks", "vmap", "batch", "authors")
 BY_EXAMPLE = METHODS[:2]
@@ -72,6 +73,7 @@ def fisher_trace(
     method: str = "hooks",
     num_batches: int | None = None,
     target_se: float | None = None,
+    enough: Callable[[Sums], bool] | None = None,
     generator: torch.Generator | None = None,
     sampling: str = "all",
     progress: bool = False,
@@ -100,6 +102,7 @@ def fisher_trace(
         num_batches: read at most this many (in each process); None reads the loader to its end.
         target_se: stop as soon as every layer's standard error is at most this share of its tr(F), such as 0.05; layers
             that do not get there are named in the result's `imprecise`.
+        enough: stop as soon as it says so; asked after every batch with what there is: `.values`, `.examples`, `.batches`.
         generator: of label noise; default: a new one, seeded with the process's rank (0 where there is one process).
         sampling: "all" takes the backward pass of every input. "importance": of those that a forward pass picks, weighted
             back; unbiased, see `fisher.sampling` for its variance and for where it pays.
@@ -115,7 +118,8 @@ def fisher_trace(
     Cost:
         A forward pass and, for each cotangent (exact: C - 1 a softmax, else 1), a backward pass without weight gradients.
         Memory: as training's, less the weight gradients; where it runs out, half as many examples at a time are measured.
-        Columns of padding on the right are cut where that changes nothing.
+        Columns of padding on the right are cut where that changes nothing. Of a small model, several batches are measured
+        in one pass, so that it stops by as many at a time.
 
     Precision: under autocast or in half precision, gradients are what that gives, their squares are float32 or better, and
     sums float64.
@@ -158,21 +162,31 @@ def fisher_trace(
     sums = Sums()
     hidden = not progress or rank() > 0
     with no_trace(model, loader), tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=hidden) as bar:
-        for together in from_all(_found(rows, loader, num_batches)):
-            for one in together:
+        batches = _in_passes(islice(batches_of(loader), num_batches), model, reading, method)
+        for found in from_all(_found(rows, batches)):
+            for one in found:
                 sums.add(*one)
-            bar.update()
+            bar.update(sums.batches - bar.n)
             if not hidden:
                 bar.set_postfix_str(_progress(chosen, sums), refresh=False)
             if target_se is not None and sums.examples >= FEWEST_TO_STOP_AT and sums.within(target_se).all():
+                break
+            if enough is not None and enough(sums):
                 break
     how = f"{method}/{labels}" + ("" if sampling == "all" else f"/{sampling}")
     return _summary(model, chosen, sums, target_se, how, reading.name)
 
 
-def _found(rows: Rows, loader: Iterable[Batch], num_batches: int | None) -> Iterator[Found]:
-    for one in islice(batches_of(loader), num_batches):
-        yield rows(one).cpu(), count_in(one)
+def _in_passes(
+    batches: Iterable[Batch], model: nn.Module, reading: Reading, method: str
+) -> Iterable[tuple[Batch, int]]:
+    """What goes through the model at once, and of how many batches it is."""
+    return together(batches, model, reading) if method in BY_EXAMPLE else ((batch, 1) for batch in batches)
+
+
+def _found(rows: Rows, passes: Iterable[tuple[Batch, int]]) -> Iterator[Found]:
+    for one, batches in passes:
+        yield rows(one).cpu(), count_in(one), batches
 
 
 def _progress(layers: Layers, sums: Sums) -> str:
