@@ -166,7 +166,7 @@ def paper(batches_read: dict[str, list[float]], rounds: int) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fun", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[310, 311, 312], help="(%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*range(320, 326)], help="(%(default)s)")
     parser.add_argument("--lr", type=float, nargs="+", default=[2e-3, 8e-3], help="of the world (%(default)s)")
     parser.add_argument("--steps", type=int, default=800, help="(%(default)s)")
     parser.add_argument("--interval", type=int, default=40, help="(%(default)s)")
