@@ -1,6 +1,7 @@
 """Small batches are measured several at a time: a pass over little is spent on calls, not on arithmetic.
 
-A gradient of one example does not know which batch it came in, so the numbers are the same.
+A gradient of one example does not know which batch it came in, so the numbers are the same, up to rounding. Label noise is
+drawn for all of them at once: other draws, where the generator or the padding makes it so, and no less right.
 """
 
 from __future__ import annotations
@@ -28,23 +29,26 @@ def together(batches: Iterable[Batch], model: nn.Module, reading: Reading) -> It
     Never of more than there were before, so that who stops has read at most twice what was needed. No batch is asked for
     before it is needed, but for one that turns out not to go with those before.
     """
+    for group in _groups(batches, model, reading):
+        yield _joined(group, model), len(group)
+
+
+def _groups(batches: Iterable[Batch], model: nn.Module, reading: Reading) -> Iterator[list[Batch]]:
     most = min(WORK / sum(p.numel() for p in model.parameters()), NUMBERS)
     group: list[Batch] = []
-    numbers = before = 0
+    before = 0
     for batch in batches:
         if group and not _alike(group[0], batch, model, reading):
-            yield _joined(group, model), len(group)
+            yield group
             before += len(group)
-            group, numbers = [], 0
+            group = []
         group.append(batch)
-        size = _numbers_in(batch)
-        numbers += size
-        if len(group) >= before or numbers + size > most:
-            yield _joined(group, model), len(group)
+        if len(group) >= before or sum(map(_numbers_in, [*group, batch])) > most:
+            yield group
             before += len(group)
-            group, numbers = [], 0
+            group = []
     if group:
-        yield _joined(group, model), len(group)
+        yield group
 
 
 def _numbers_in(batch: Batch) -> int:
