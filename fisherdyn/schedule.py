@@ -259,8 +259,9 @@ class Unfreezing:
                 "frozen layers have no gradient, and the set of open ones grows: wrap the model as "
                 "DistributedDataParallel(..., find_unused_parameters=True), static_graph=False"
             )
-        needed = {name for names in self.layers.values() for name in names}
-        needed |= {name for name, p in _innermost(model).named_parameters() if p.requires_grad}
+        assert self._model is not None  # `model` may be a larger one that holds it
+        needed = {id(self._model.get_parameter(name)) for names in self.layers.values() for name in names}
+        needed |= {id(p) for p in _innermost(model).parameters() if p.requires_grad}
         # The reducer does not tell which parameters it was made for, only how many.
         reduced = model._get_ddp_logging_data()["num_parameter_tensors"]
         if reduced < len(needed):

@@ -22,7 +22,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from .fisher.forward import Batch
-from .fisher.sums import Sums, processes
+from .fisher.ranks import own_noise, processes, share
+from .fisher.sums import Sums
 from .fisher.trace import fisher_trace
 from .layers import Layers
 from .likelihoods import Likelihood
@@ -91,7 +92,8 @@ def choose(
     Args:
         model, loader, generator, labels, likelihood: as for `fisher_trace`; the loader is left where it was, so a loader
             that shuffles by a generator of its own gives what it would have given next. If it has no length and ends
-            early, the budget was taken for larger than it was.
+            early, the budget was taken for larger than it was. In several processes each is given the whole loader, or its
+            own part of it (DistributedSampler), and a generator in the same state as the others'; each measures its share.
         candidates: at least one; a lone one is not measured.
 
     Cost: of `fisher_trace` over the batches read; on the embedded world about a third of them.
@@ -106,21 +108,22 @@ def choose(
     if len(candidates) == 1:
         return Selection(step, dict.fromkeys(candidates, (math.nan, math.nan)), 0, 0, 1.0, tie=False)
     _refuse_what_cannot_be_shared(loader)
-    share = math.ceil(sampling.batches / processes())
-    share = min(share, max(len(loader), 1)) if isinstance(loader, Sized) else share
-    rule = Rule(share * processes(), sampling.error_rate)
+    mine, budget = share(loader, sampling.batches), sampling.batches
+    if isinstance(loader, Sized):
+        budget = min(budget, max(len(loader), 1) * (processes() if mine is loader else 1))
+    rule = Rule(budget, sampling.error_rate)
     by_example = sampling.method != "authors"
     try:
         found = fisher_trace(
             model,
-            loader,
+            mine,
             layers=candidates,
             likelihood=likelihood,
             labels=sampling.labels or labels,
             method=sampling.method,
-            num_batches=share,
+            num_batches=math.ceil(budget / processes()),
             enough=rule.enough if by_example and sampling.error_rate else None,
-            generator=generator,
+            generator=own_noise(generator),
         )
     except ValueError as error:
         raise ValueError(f"tr(F) at step {step}: {error}") from error

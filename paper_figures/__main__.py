@@ -17,7 +17,7 @@ from fisherdyn import plots
 from . import captions, drawings, figures, stores, tables
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-REFERENCE = ("permutations-lr2e-3.nc", "permutations-lr8e-3.nc")
+REFERENCE = ("compare-lr8e-3.nc", "permutations-lr2e-3.nc", "permutations-lr8e-3.nc")
 """Sweeps that the repository has; others in data/ are drawn too."""
 FORMATS = ("png", "pdf", "svg")
 

@@ -16,6 +16,8 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fisherdyn import Recorder
+from fisherdyn.policies import Sampling
+from fisherdyn.selection import choose
 
 
 def context() -> ForkServerContext:
@@ -99,4 +101,25 @@ def record_together(rank: int, world: int, port: int, path: Path, results: Conne
             optimizer.step()
             recorder.log(train_loss=loss)
     results.send(recorder.dataset)
+    dist.destroy_process_group()
+
+
+def choose_together(rank: int, world: int, port: int, results: Connection) -> None:
+    """FUN's measurement of one model by several processes, each with the whole loader; on nine of its batches."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    layers = {"0": ("0.weight", "0.bias"), "2": ("2.weight", "2.bias")}
+    found = {
+        labels: choose(
+            model(),
+            batches(12),
+            layers,
+            Sampling(labels, batches=9, error_rate=1e-9),
+            step=0,
+            generator=torch.Generator().manual_seed(5),
+        )
+        for labels in ("exact", "class_mix")
+    }
+    results.send(found)
     dist.destroy_process_group()

@@ -181,13 +181,14 @@ def test_a_missing_table_costs_one_line(monkeypatch, tmp_path, capsys):
 
 
 def test_a_missing_sweep_costs_one_line(monkeypatch, sweep, tmp_path, capsys):
-    shutil.copy(sweep, tmp_path / command.REFERENCE[0])
+    there, *missing = command.REFERENCE
+    shutil.copy(sweep, tmp_path / there)
     monkeypatch.setattr(command, "DATA", tmp_path)
     assert command.main(["transfer", "--format", "png", "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"not drawn: {tmp_path / command.REFERENCE[1]}: there is no such file"]
-    assert (tmp_path / "out" / f"transfer-{command.REFERENCE[0].removesuffix('.nc')}.png").exists()
-    (tmp_path / command.REFERENCE[0]).unlink()
+    assert said == [f"not drawn: {tmp_path / name}: there is no such file" for name in missing]
+    assert (tmp_path / "out" / f"transfer-{there.removesuffix('.nc')}.png").exists()
+    (tmp_path / there).unlink()
     assert command.main(["transfer", "--format", "png", "--out", str(tmp_path / "out")]) == 1
     assert "transfer: there is no sweep to draw it from" in capsys.readouterr().err
 

@@ -18,8 +18,8 @@ from zoo import specimen
 
 import fisherdyn
 from fisherdyn import Recorder, fisher_trace
+from fisherdyn.fisher import ranks
 from fisherdyn.layers import resolve_layers
-from fisherdyn.recording import ranks
 
 
 @pytest.fixture

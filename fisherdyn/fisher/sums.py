@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from .ranks import gathered, several
 
 
 class Sums:
@@ -53,10 +53,6 @@ Found = tuple[Tensor, int, int]
 """Rows, the number of examples that they stand for, and of how many batches."""
 
 
-def rank() -> int:
-    return dist.get_rank() if several() else 0
-
-
 def from_all(found: Iterable[Found]) -> Iterator[list[Found]]:
     """What every process found in its next batch, in the order of ranks, until no process has one left.
 
@@ -84,21 +80,3 @@ def from_all(found: Iterable[Found]) -> Iterator[list[Found]]:
         if not there:
             return
         yield there
-
-
-def gathered(value: Any) -> list[Any]:
-    """Every process's value, in the order of ranks; all of them must call it. For small things: they are pickled."""
-    if not several():
-        return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
-
-
-def processes() -> int:
-    return dist.get_world_size() if several() else 1
-
-
-def several() -> bool:
-    """Whether there are several processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

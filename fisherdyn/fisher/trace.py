@@ -16,8 +16,9 @@ from ..likelihoods import LABELS, Likelihood
 from . import batch, hooks, vmap
 from .forward import Batch, count_in, device_of, no_trace, refuse_what_writes
 from .measure import Halving, Measure, Reading, Rows
+from .ranks import rank
 from .sampling import Importance
-from .sums import Found, Sums, from_all, rank
+from .sums import Found, Sums, from_all
 from .together import together
 
 METHODS = ("hooks", "vmap", "batch", "authors")

@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from .. import record
+from ..fisher.ranks import own_noise, share
 from ..fisher.trace import fisher_trace
 from ..schedule import Unfreezing
 from ..selection import Selection
@@ -46,7 +47,11 @@ class Journal:
         """Measures and notes the state at a step; the source's metric, if there is one."""
         try:
             trace = fisher_trace(
-                model, self.probe_loader, layers=unfreezing.layers, labels=self.labels, generator=self.generator
+                model,
+                share(self.probe_loader),
+                layers=unfreezing.layers,
+                labels=self.labels,
+                generator=own_noise(self.generator),
             )
         except ValueError as error:
             raise ValueError(f"tr(F) at step {step}: {error}") from error

@@ -15,12 +15,12 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import probing, record
 from ..fisher.forward import device_of, no_trace
-from ..fisher.sums import gathered, rank
+from ..fisher.ranks import gathered, rank, share
 from ..fisher.trace import FisherTrace
 from ..fisher.training import TrainingPass
 from ..layers import LayerChoice, resolve_layers
 from ..likelihoods import Likelihood
-from . import gauges, ranks
+from . import gauges
 from .cadence import Cadence
 from .ledger import Ledger
 
@@ -250,9 +250,9 @@ class Recorder:
         for name, loader in self._loaders.items():
             # The same label noise for every loader and at every step, apart in every process.
             noise = torch.Generator().manual_seed(self._seed + rank())
-            share = {name: ranks.share(loader, self._options["num_batches"])}
+            mine = {name: share(loader, self._options["num_batches"])}
             try:
-                traces |= probing.measure(self.model, share, layers=self.layers, generator=noise, **self._options)
+                traces |= probing.measure(self.model, mine, layers=self.layers, generator=noise, **self._options)
             except ValueError as error:
                 raise ValueError(f"tr(F) at step {self.updates}: {error}") from error
         one = next(iter(traces.values()))

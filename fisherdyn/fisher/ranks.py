@@ -1,4 +1,4 @@
-"""Several processes that train one model: who measures what, and who writes. One process is rank 0 of 1."""
+"""Several processes: which of them this is, what each of them found, and who measures what. One process is rank 0 of 1."""
 
 from __future__ import annotations
 
@@ -6,11 +6,33 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
-from ..fisher.forward import Batch
-from ..fisher.sums import several
+from .forward import Batch
+
+
+def several() -> bool:
+    """Whether there are several processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def processes() -> int:
+    return dist.get_world_size() if several() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if several() else 0
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process's value, in the order of ranks; all of them must call it. For small things: they are pickled."""
+    if not several():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def share(loader: Iterable[Batch], most: int | None = None) -> Iterable[Batch]:
@@ -35,3 +57,11 @@ class _Share:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
+
+
+def own_noise(generator: torch.Generator) -> torch.Generator:
+    """A generator that every process has alike -> one of its own, apart from the others'; alone, itself."""
+    if not several():
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator().manual_seed(seed + rank())
