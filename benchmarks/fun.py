@@ -178,6 +178,37 @@ def paper(batches_read: dict[str, list[float]], rounds: int) -> dict[str, Any]:
     }
 
 
+def worlds(seeds: list[int], lr: float, steps: int, interval: int) -> dict[str, Any]:
+    """The rule on the world at one learning rate. The first seed's run is timed, and goes to its end for that."""
+    rows = [
+        world(seed, lr, steps if seed == seeds[0] else 11 * interval + 1, interval, seed == seeds[0]) for seed in seeds
+    ]
+    choices = [row for run in rows for row in run[:-1]]
+    measured = [row for row in choices if row["batches"]]
+    training = sum(row["training"] for row in rows[0])
+    return {
+        "selections": len(choices),
+        "agree": float(np.mean([row["agree"] for row in choices])),
+        "share of examples": float(np.mean([row["batches"] / 40 for row in choices])),
+        "share of examples, more than one candidate": float(np.mean([row["batches"] / 40 for row in measured])),
+        "ties": float(np.mean([row["tie"] for row in choices])),
+        "ours, share of training time": sum(row["ours"] for row in rows[0][:-1]) / training,
+        "theirs, share of training time": sum(row["theirs"] for row in rows[0][:-1]) / training,
+        "environment": environment(),
+        "choices": choices,
+    }
+
+
+def read_by_selection(found: dict[str, Any]) -> dict[str, list[float]]:
+    """Size of batch -> how many of them the rule read at the first, second, ... selection, mean over the world's runs."""
+    runs: dict[tuple[str, float], list[dict[str, float]]] = {}
+    for part, about in found.items():
+        for row in about.get("choices", []):
+            runs.setdefault((part, row["seed"]), []).append(row)
+    sizes = ("batches of 32, one at a time", "batches of 8, one at a time")
+    return {size: np.mean([[row[size] for row in run] for run in runs.values()], axis=0).tolist() for size in sizes}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fun", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[*range(320, 326)], help="(%(default)s)")
@@ -185,39 +216,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=800, help="(%(default)s)")
     parser.add_argument("--interval", type=int, default=40, help="(%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of the paper-sized timing (%(default)s)")
+    parser.add_argument(
+        "--only-paper", action="store_true", help="with the world's selections that are in --out already"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "fun.json", help="(%(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    found: dict[str, Any] = {}
-    read: dict[str, list[list[float]]] = {"batches of 32, one at a time": [], "batches of 8, one at a time": []}
-    for lr in args.lr:
-        rows = []
-        for seed in args.seeds:
-            # The authors' procedure is timed once a learning rate, and training to its end only there.
-            timed = seed == args.seeds[0]
-            last = args.steps if timed else 11 * args.interval + 1
-            rows.append(world(seed, lr, last, args.interval, timed))
-        choices = [row for run in rows for row in run[:-1]]
-        for batch, runs in read.items():
-            runs += [[row[batch] for row in run[:-1]] for run in rows]
-        measured = [row for row in choices if row["batches"]]
-        training = sum(row["training"] for row in rows[0])
-        found[f"world, lr {lr:g}"] = {
-            "selections": len(choices),
-            "agree": float(np.mean([row["agree"] for row in choices])),
-            "share of examples": float(np.mean([row["batches"] / 40 for row in choices])),
-            "share of examples, more than one candidate": float(np.mean([row["batches"] / 40 for row in measured])),
-            "ties": float(np.mean([row["tie"] for row in choices])),
-            "ours, share of training time": sum(row["ours"] for row in rows[0][:-1]) / training,
-            "theirs, share of training time": sum(row["theirs"] for row in rows[0][:-1]) / training,
-            "choices": choices,
-        }
+    found: dict[str, Any] = json.loads(args.out.read_text()) if args.only_paper else {}
+    for lr in [] if args.only_paper else args.lr:
+        found[f"world, lr {lr:g}"] = worlds(args.seeds, lr, args.steps, args.interval)
         print(json.dumps({k: v for k, v in found[f"world, lr {lr:g}"].items() if k != "choices"}, indent=1), flush=True)
-    means = {batch: np.mean(runs, axis=0).tolist() for batch, runs in read.items()}
-    found["paper-sized, extrapolated"] = paper(means, args.rounds)
+    extrapolated = paper(read_by_selection(found), args.rounds)
+    found["paper-sized, extrapolated"] = {**extrapolated, "environment": environment()}
     print(json.dumps(found["paper-sized, extrapolated"], indent=1))
-    found["environment"] = environment()
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     print(args.out)
     return 0
