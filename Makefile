@@ -22,7 +22,7 @@ check: .venv/.dev
 
 figures: .venv/.run  ## README's pictures, from data/; all figures and tables: python -m paper_figures
 	$(BIN)/python -m paper_figures fig4 transfer --runs data/permutations-lr8e-3.nc --runs data/permutations-lr2e-3.nc --format png --out data
-	$(BIN)/python -m paper_figures fig2 fig3 fig5 --runs data/compare-lr8e-3.nc --format png --out data
+	$(BIN)/python -m paper_figures fig2 fig5 --runs data/compare-lr8e-3.nc --format png --out data
 
 .venv/bin/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -155,9 +155,10 @@ def _schedules(ax: Axes, selected: list[xr.DataArray], title: str) -> None:
     for one in selected:
         distance = analysis.mean_interval(analysis.distance_from_top_down(one).values)
         said.append(f"{_title(one)} {distance.estimate:.2f}" + (f" ± {distance.half:.2f}" if distance.n > 1 else ""))
-    ax.text(0.02, 0.03, "distance from top-down: " + ", ".join(said), transform=ax.transAxes, fontsize=6.5, color="0.3")
+    text = "distance from top-down: " + ",\n".join(said)
+    ax.text(0.02, 0.03, text, transform=ax.transAxes, fontsize=6.5, linespacing=1.4, color="0.3")
     ax.set_title(title)
-    ax.set_ylim(-1.9, 13.5)  # room for what is said below and above
+    ax.set_ylim(-2.6, 13.5)  # room for what is said below and above
     ax.set_yticks(range(0, 11, 2))
     ax.legend(loc="upper right", fontsize=7, ncols=2, columnspacing=1)
 
@@ -168,7 +169,8 @@ def _title(selected: xr.DataArray) -> str:
 
 def _ordered(ds: xr.Dataset) -> list[xr.DataArray]:
     """When layers opened: of FUN and random, run by run, and of all fixed orders but GU as one, order by order."""
-    found = [_only(ds, [name])["selected"] for name in schedules(ds) if plots.label(name) in ("FUN", "random")]
+    named = {plots.label(name): name for name in schedules(ds)}
+    found = [_only(ds, [named[method]])["selected"] for method in ("FUN", "random") if method in named]
     orders = [name for name in schedules(ds) if plots.label(name) not in COMPARED]
     if orders:
         one_each = [int(np.flatnonzero(ds["schedule"].values == name)[0]) for name in orders]
