@@ -16,6 +16,7 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fisherdyn import Recorder
+from fisherdyn.fisher.ranks import own_noise
 from fisherdyn.policies import Sampling
 from fisherdyn.selection import choose
 
@@ -121,5 +122,7 @@ def choose_together(rank: int, world: int, port: int, results: Connection) -> No
         )
         for labels in ("exact", "class_mix")
     }
-    results.send(found)
+    common = torch.Generator().manual_seed(7)
+    own = torch.rand(3, generator=own_noise(common)).tolist()
+    results.send((found, own, torch.rand(3, generator=common).tolist()))
     dist.destroy_process_group()

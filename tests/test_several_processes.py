@@ -30,7 +30,8 @@ def test_two_processes_choose_as_one_does(tmp_path):
             process.join()
         return found
 
-    (one,), two = chosen(1), chosen(2)
+    [(one, own, _)], of_two = chosen(1), chosen(2)
+    two = [found for found, _, _ in of_two]
     for label, alone in one.items():
         for mine in (rank[label] for rank in two):
             assert (mine.examples, mine.batches, mine.tie) == (alone.examples, alone.batches, alone.tie)
@@ -39,6 +40,10 @@ def test_two_processes_choose_as_one_does(tmp_path):
                 assert mine.confidence == pytest.approx(alone.confidence, abs=1e-5)
         assert two[0][label] == two[1][label]
     assert one["exact"].examples == 9 * 8  # of twelve batches it may read nine
+    assert own == torch.rand(3, generator=torch.Generator().manual_seed(7)).tolist()
+    (_, first, after), (_, second, later) = of_two
+    assert first != second  # label noise is each one's own, and the common generator moves in step
+    assert after == later
 
 
 @pytest.mark.parametrize("trainer", ["trainer", "lightning"])
