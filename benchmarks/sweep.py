@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("--runs", type=int, default=10_000, help="that do nothing (%(default)s)")
     parser.add_argument("--real-runs", type=int, default=8, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=60, help="of a real run (%(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="of a real run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of one worker and two (%(default)s)")
     parser.add_argument("--only", choices=["overhead", "workers"], help="a part")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="(benchmarks/sweep.json)")
