@@ -165,6 +165,7 @@ def test_what_is_not_alike_goes_alone():
     for batches in (
         [{"x": x, "scale": 0.5}] * 9,
         [{"x": x, "scale": torch.tensor(0.5)}] * 9,
+        [{"x": x, "labels": torch.zeros(2)}] * 9,
         [x, x.double()] * 4 + [x],
         [x, (x,)] * 4 + [x],
     ):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fisherdyn import FisherTrace, fisher_trace, policies
+from fisherdyn import FisherTrace, fisher_trace, policies, selection
+from fisherdyn.fisher import ranks
 from fisherdyn.fisher.sums import Sums
 from fisherdyn.policies import Now, Sampling
 from fisherdyn.selection import choose, in_another_order, stays_within
@@ -51,7 +52,6 @@ def draws(sample, n=DRAWS, **options):
 
 def _choose(values, error_rate=0.05, batch=32):
     """`choose` with its measurement replaced by given values (examples, layers)."""
-    import fisherdyn.selection as selection
 
     def given(model, loader, *, enough, **_):
         read = Sums()
@@ -171,6 +171,24 @@ def test_brownian_motion_stays_within_as_often_as_computed():
     assert stays_within(1.959964, [5]) == pytest.approx(0.95, abs=1e-6)
 
 
+def test_confidence_counts_every_look():
+    """That of the smallest lead, over all twelve looks that were planned, taken or not."""
+    rng = np.random.default_rng(0)
+    times = np.array([2, 3, 4, 5, 7, 9, 12, 15, 19, 24, 30, 40])
+    steps = rng.standard_normal((100_000, len(times))) * np.sqrt(np.diff([0, *times]))
+    highest = np.abs(steps.cumsum(axis=1) / np.sqrt(times)).max(axis=1)
+    sample, compared = exponential([1.0, 1.0, 1.1]), 0
+    for seed, found in enumerate(draws(sample, 60)):
+        if 0.1 < found.confidence < 0.99:
+            values, best = sample(np.random.default_rng(seed))[: found.examples], int(chosen(found))
+            ahead = values[:, [best]] - np.delete(values, best, axis=1)
+            ahead = np.concatenate([ahead, -np.abs(ahead).max(axis=0, keepdims=True)])
+            lead = (np.sqrt(len(ahead)) * ahead.mean(axis=0) / ahead.std(axis=0, ddof=1)).min()
+            assert found.confidence == pytest.approx((highest < lead).mean(), abs=0.02)
+            compared += 1
+    assert compared > 5
+
+
 @pytest.fixture
 def small():
     torch.manual_seed(0)
@@ -217,6 +235,21 @@ def test_authors_rule(small, batches):
             sums[layer] += sum(float(small.get_parameter(n).grad.square().sum()) for n in names) / len(x) / 41
     np.testing.assert_allclose([t for t, _ in found.scores.values()], list(sums.values()), rtol=1e-4)
     assert chosen(found) == max(sums, key=sums.get)
+
+
+def test_several_processes_share_one_budget(small, batches, monkeypatch):
+    """That of a loader which all have whole, or of all their parts together."""
+    monkeypatch.setattr(ranks, "several", lambda: True)
+    monkeypatch.setattr(ranks.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(ranks.dist, "get_rank", lambda: 0)
+    asked = []
+    monkeypatch.setattr(selection, "fisher_trace", lambda *_, num_batches, **__: asked.append(num_batches) or 1 / 0)
+    data = torch.utils.data.TensorDataset(torch.zeros(24, 4))
+    mine = torch.utils.data.DistributedSampler(data, num_replicas=2, rank=0)
+    for loader in (batches, batches[:12], torch.utils.data.DataLoader(data, 2, sampler=mine)):
+        with pytest.raises(ZeroDivisionError):
+            choose(small, loader, SMALL, Sampling(), step=0, generator=torch.Generator())
+    assert asked == [20, 6, 6]
 
 
 def test_a_lone_candidate_is_not_measured(small):
