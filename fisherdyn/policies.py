@@ -46,8 +46,8 @@ class Sampling:
         labels: "class_mix", "exact", "sampled" or, biased, "argmax"; None: those of the record.
         method: "hooks", "vmap" or, biased, "authors".
         batches: read at most this many.
-        error_rate: that a layer is called the best that is not; and that stopping early changes the choice, on average. 0
-            reads all batches.
+        error_rate: the chance that a layer is called the best which is not, and, on average, that stopping early changes
+            the choice; 0 reads all batches.
     """
 
     labels: str | None = None

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from fisherdyn import Recorder
-from fisherdyn.fisher.ranks import own_noise
+from fisherdyn import Recorder, fisher_trace
+from fisherdyn.fisher.ranks import own_noise, share
 from fisherdyn.policies import Sampling
 from fisherdyn.selection import choose
 
@@ -122,6 +123,10 @@ def choose_together(rank: int, world: int, port: int, results: Connection) -> No
         )
         for labels in ("exact", "class_mix")
     }
+    torch.manual_seed(rank)  # and still all read one order
+    shuffled = DataLoader(TensorDataset(torch.cat(batches(12))), batch_size=8, shuffle=True)
+    layer = {"0": ("0.weight", "0.bias")}
+    found["shuffled"] = fisher_trace(model(), share(shuffled), layers=layer, labels="exact").trace.tolist()
     common = torch.Generator().manual_seed(7)
     own = torch.rand(3, generator=own_noise(common)).tolist()
     results.send((found, own, torch.rand(3, generator=common).tolist()))

@@ -11,12 +11,18 @@ import torch.multiprocessing as mp
 import two_processes
 from oracle import per_example_trace
 from torch import nn
-from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 from zoo import SMALL, specimen, tokens
 
 from fisherdyn import fisher_trace
 from fisherdyn.fisher import measure, together
-from fisherdyn.fisher.forward import count_examples
+from fisherdyn.fisher.forward import count_examples, rows_of
 from fisherdyn.layers import resolve_layers
 from fisherdyn.likelihoods import LIKELIHOODS
 
@@ -100,7 +106,7 @@ def _passes(model):
 def _texts(vocabulary=30):
     """Nine batches of three texts, padded to lengths of their own."""
     torch.manual_seed(0)
-    for length in (7, 5, 6, 7, 9, 4, 5, 8, 6):
+    for length in (7, 5, 6, 7, 6, 7, 5, 6, 7):
         mask = torch.arange(length) < torch.tensor([length, length - 1, 3])[:, None]
         ids = torch.randint(1, vocabulary, (3, length)) * mask
         yield {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": torch.zeros_like(ids)}
@@ -172,6 +178,49 @@ def test_what_is_not_alike_goes_alone():
         passes = _passes(model := Scaled(5, 3))
         fisher_trace(model, batches)
         assert passes == [3] * 9
+
+
+def test_a_model_that_reads_the_last_column_is_not_padded():
+    torch.manual_seed(0)
+    size = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 32, "num_labels": 3}
+    model = XLNetForSequenceClassification(XLNetConfig(vocab_size=30, **size)).double().eval()
+    ids = [batch["input_ids"] for batch in _texts()]
+    batches = [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in ids]
+    how = {"layers": r"layer\.(\d+)\.", "labels": "exact", "method": "vmap"}
+    alone = torch.cat([fisher_trace(model, [batch], **how).values for batch in batches])
+    torch.testing.assert_close(fisher_trace(model, batches, **how).values, alone, rtol=1e-9, atol=1e-30)
+
+
+def test_what_a_model_cannot_take_together_is_measured_one_by_one():
+    class Three(nn.Linear):
+        def forward(self, x):
+            if len(x) > 3:
+                raise RuntimeError(f"expected at most 3 examples, got {len(x)}")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    passes, batches = _passes(model := Three(5, 3)), list(torch.randn(9, 3, 5))
+    found = fisher_trace(model, batches)
+    assert passes == [3, 3, 6, *[3] * 7]  # tried once
+    twin = nn.Linear(5, 3)
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(found.values, fisher_trace(twin, batches).values, rtol=1e-5, atol=0.0)
+    batches[8][1] = torch.nan
+    with pytest.raises(ValueError, match=r"example\(s\) \[1\] of the batch"):
+        fisher_trace(nn.Linear(5, 3), batches)
+    decoder = specimen("gpt2").model
+    decoder.config.pad_token_id = None
+    one_each = [rows_of(batch, range(1)) for batch in _texts()]
+    assert fisher_trace(decoder, one_each, layers=specimen("gpt2").layers).batches == 9
+
+
+def test_a_long_batch_among_short_ones_is_not_what_all_are_padded_to():
+    tagger = _tagger()
+    passes = _passes(tagger)
+    short, long = list(_texts())[1], torch.ones(3, 16, dtype=torch.long)
+    batches = [short, short, short, dict.fromkeys(short, long), short, short]
+    fisher_trace(tagger, batches, layers=r"layer\.(\d+)\.")
+    assert passes == [3, 3, 3, 3, 6]
 
 
 def test_large_batches_go_alone():

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from children import batches
 from oracle import per_example_gradients
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 from zoo import specimen
 
 import fisherdyn
@@ -336,6 +336,12 @@ def test_a_loader_that_is_shared_out_already_is_left_as_it_is(monkeypatch):
     data = torch.arange(8)
     split = DataLoader(data, 2, sampler=DistributedSampler(data, num_replicas=2, rank=1, shuffle=False))
     assert [x.tolist() for x in ranks.share(split)] == [[1, 3], [5, 7]]
+    deep = BatchSampler(DistributedSampler(data, num_replicas=2, rank=1, shuffle=False), 2, False)
+    assert [x.tolist() for x in ranks.share(DataLoader(data, batch_sampler=deep))] == [[1, 3], [5, 7]]
+    dispatcher = type("DataLoaderDispatcher", (), {})()
+    with pytest.raises(ValueError, match="dispatch_batches=False"):
+        ranks.share(dispatcher)
+    monkeypatch.setattr(ranks, "gathered", lambda value: [value])
     whole = ranks.share(DataLoader(data, 2))
     assert [x.tolist() for x in whole] == [[2, 3], [6, 7]]
     assert [x.tolist() for x in ranks.share(DataLoader(data, 2), 3)] == [[2, 3]]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 
-def test_two_processes_choose_as_one_does(tmp_path):
+def test_two_processes_choose_as_one_does():
     """A loader that each has whole is shared out: with exact labels scores and errors are those of one process."""
     context = children.context()
 
@@ -25,6 +25,7 @@ def test_two_processes_choose_as_one_does(tmp_path):
         ]
         for process in processes:
             process.start()
+        assert all(receive.poll(120) for receive, _ in pipes)
         found = [receive.recv() for receive, _ in pipes]
         for process in processes:
             process.join()
@@ -32,6 +33,9 @@ def test_two_processes_choose_as_one_does(tmp_path):
 
     [(one, own, _)], of_two = chosen(1), chosen(2)
     two = [found for found, _, _ in of_two]
+    whole = one.pop("shuffled")
+    for rank in two:
+        np.testing.assert_allclose(rank.pop("shuffled"), whole, rtol=1e-5)  # each example once, in any order
     for label, alone in one.items():
         for mine in (rank[label] for rank in two):
             assert (mine.examples, mine.batches, mine.tie) == (alone.examples, alone.batches, alone.tie)

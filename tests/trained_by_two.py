@@ -1,4 +1,4 @@
-"""What each of two processes does in `test_trained_by_two`: FUN under a Trainer or Lightning, on the embedded world."""
+"""What each of two processes does in `test_several_processes`: FUN under a Trainer or Lightning, on the embedded world."""
 
 from __future__ import annotations
 

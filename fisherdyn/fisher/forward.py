@@ -100,7 +100,8 @@ def device_of(model: nn.Module) -> torch.device:
     return parameter.device
 
 
-def _generators(loader: Iterable) -> list[torch.Generator]:
+def generators_of(loader: Iterable) -> list[torch.Generator]:
+    """Those that the order of a loader is drawn from; a loader without any draws from the global random state."""
     owners = [
         loader,
         getattr(loader, "sampler", None),
@@ -125,7 +126,7 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
         (vars(module), {name: x for name, x in vars(module).items() if isinstance(x, Tensor)})
         for module in model.modules()
     ]
-    generators = [(generator, generator.get_state()) for generator in _generators(loader)]
+    generators = [(generator, generator.get_state()) for generator in generators_of(loader)]
     python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

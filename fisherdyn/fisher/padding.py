@@ -39,7 +39,7 @@ def without_padding(batch: Batch, model: nn.Module, likelihood: Likelihood | Non
 
 
 def columns_in(batch: Batch) -> int | None:
-    """Of a batch that could be padded on the right; None of any other."""
+    """How many columns of tokens there are, in a batch that could be padded on the right; None of any other."""
     mask, ids = (batch.get(key) if isinstance(batch, Mapping) else None for key in ("attention_mask", "input_ids"))
     if not (isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.shape == ids.shape and ids.ndim >= 2):
         return None
@@ -48,9 +48,9 @@ def columns_in(batch: Batch) -> int | None:
 
 
 def padded(batch: Batch, columns: int, model: nn.Module) -> Batch:
-    """The batch with as many columns."""
+    """The batch with so many columns, the new ones on the right and attended to by no example."""
     ids = batch["input_ids"]
-    fill = {**_FILL, "input_ids": getattr(getattr(model, "config", None), "pad_token_id", None) or 0}
+    fill = {**_FILL, "input_ids": _pad_token(model) or 0}
 
     def wider(name: str, x: Tensor) -> Tensor:
         more = x.new_full((*ids.shape[:-1], columns - ids.shape[-1]), fill[name])
@@ -65,10 +65,20 @@ def _by_token(x: Any, ids: Tensor) -> bool:
 
 def padding_changes_nothing(model: nn.Module, likelihood: Likelihood | None) -> bool:
     """Whether it is certain that no number depends on columns that no example attends to."""
-    if type(likelihood) is Categorical and getattr(getattr(model, "config", None), "pad_token_id", None) is None:
+    config = getattr(model, "config", None)
+    if type(likelihood) is Categorical and _pad_token(model) is None:
         return False  # a decoder that does not know its padding reads the last column
+    if getattr(config, "summary_type", None) == "last" or getattr(config, "attention_type", None) == "block_sparse":
+        return False  # XLNet reads the last column; BigBird's attention goes by the length
     mixes = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
     return type(likelihood) in (Categorical, Choice, Token, CausalLM) and not mixes and _is_known(model)
+
+
+def _pad_token(model: nn.Module) -> int | None:
+    """The model's, if it is a token."""
+    config = getattr(model, "config", None)
+    pad, tokens = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", 0)
+    return pad if pad is not None and 0 <= pad < tokens else None
 
 
 def _is_known(model: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
-from .forward import Batch
+from .forward import Batch, generators_of
 
 
 def several() -> bool:
@@ -30,7 +30,7 @@ def gathered(value: Any) -> list[Any]:
     """Every process's value, in the order of ranks; all of them must call it. For small things: they are pickled."""
     if not several():
         return [value]
-    found: list[Any] = [None] * dist.get_world_size()
+    found: list[Any] = [None] * processes()
     dist.all_gather_object(found, value)
     return found
 
@@ -39,21 +39,48 @@ def share(loader: Iterable[Batch], most: int | None = None) -> Iterable[Batch]:
     """This rank's of the first `most` batches (None: all) of a loader that every rank has whole.
 
     With one process, and where the loader is shared out already, it is the loader itself.
+
+    Raises:
+        ValueError: accelerate's dispatcher, which one process reads for all.
     """
-    sharded = type(getattr(loader, "batch_sampler", None)).__name__ == "BatchSamplerShard"  # accelerate's
-    if not several() or sharded or isinstance(getattr(loader, "sampler", None), DistributedSampler):
+    if not several() or _is_shared_out(loader):
         return loader
+    if type(loader).__name__ == "DataLoaderDispatcher":
+        raise ValueError(
+            "accelerate's DataLoaderDispatcher is read by one process for all: prepare the loader with "
+            "dispatch_batches=False, or pass one that is not prepared"
+        )
     return _Share(loader, most)
 
 
+def _is_shared_out(loader: Any) -> bool:
+    """By torch's DistributedSampler, at any depth, or by accelerate."""
+    if type(getattr(loader, "dataset", None)).__name__ == "IterableDatasetShard":
+        return True
+    reads = loader
+    while reads is not None:
+        if isinstance(getattr(reads, "sampler", None), DistributedSampler):
+            return True
+        reads = getattr(reads, "batch_sampler", None)
+        if type(reads).__name__ == "BatchSamplerShard":
+            return True
+    return False
+
+
 class _Share:
-    """Each world-th batch, from the rank's own on; in all else the loader itself."""
+    """Each world-th batch, from the rank's own on; in all else the loader itself. Read inside `no_trace`."""
 
     def __init__(self, loader: Iterable[Batch], most: int | None) -> None:
         self._loader, self._most = loader, most
 
     def __iter__(self) -> Iterator[Batch]:
-        return islice(iter(self._loader), dist.get_rank(), self._most, dist.get_world_size())
+        # Every rank must read the same order, whatever its random state is: that of rank 0.
+        generators = generators_of(self._loader)
+        states = gathered([torch.get_rng_state(), *(g.get_state() for g in generators)])[0]
+        torch.set_rng_state(states[0])
+        for generator, state in zip(generators, states[1:], strict=True):
+            generator.set_state(state)
+        return islice(iter(self._loader), rank(), self._most, processes())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)

@@ -10,57 +10,98 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .forward import Batch, count_in, inputs_of
-from .measure import Reading
+from .measure import Measure, Rows
 from .padding import columns_in, padded, padding_changes_nothing
+from .sums import Found
 
 WORK = 2**31
 """Numbers in the inputs times weights in the model, up to which batches are put together: what a core multiplies in the time
-of some hundred calls. No large model has batches as small as that, so that it never costs memory that is missed."""
+of some hundred calls. No large model has batches as small as that."""
 NUMBERS = 2**18
 """No more than that in the inputs, however small the model."""
+WIDER = 1.5
+"""Batches are padded to no more than so many times their columns."""
 
 
-def together(batches: Iterable[Batch], model: nn.Module, reading: Reading) -> Iterator[tuple[Batch, int]]:
-    """Batches, and of how many of the loader's each is made: consecutive ones that are alike, or alike when padded.
+class Together:
+    """Batches -> what is found in them, some of them in one pass: consecutive ones that are alike, or alike when padded.
 
-    Never of more than there were before, so that who stops has read at most twice what was needed. No batch is asked for
-    before it is needed, but for one that turns out not to go with those before.
+    Never more than there were before, so that who stops has read at most twice what was needed. No batch is asked for before
+    it is needed, but for one that turns out not to go with those before. Where a pass over several fails, they are measured
+    one by one from then on: a model may not take them together, and an error should speak of a batch that the loader gave.
+
+    Args:
+        measure: what knows the model, and how its outputs are read.
+        rows: takes the norms.
     """
-    for group in _groups(batches, model, reading):
-        yield _joined(group, model), len(group)
 
+    def __init__(self, measure: Measure, rows: Rows) -> None:
+        self.measure, self.rows = measure, rows
+        weights = sum(p.numel() for p in measure.model.parameters())
+        self.most_numbers = min(WORK / weights, NUMBERS)
+        self.joins = True
 
-def _groups(batches: Iterable[Batch], model: nn.Module, reading: Reading) -> Iterator[list[Batch]]:
-    most = min(WORK / sum(p.numel() for p in model.parameters()), NUMBERS)
-    group: list[Batch] = []
-    before = 0
-    for batch in batches:
-        if group and not _alike(group[0], batch, model, reading):
+    def found(self, batches: Iterable[Batch]) -> Iterator[Found]:
+        for group in self._groups(batches):
+            yield self._rows(group).cpu(), sum(map(count_in, group)), len(group)
+
+    def _groups(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+        group: list[Batch] = []
+        before = largest = 0
+        for batch in batches:
+            if group and not self._alike(group[0], batch):
+                yield group
+                before, largest, group = before + len(group), 0, []
+            group.append(batch)
+            largest = max(largest, _numbers_in(batch))
+            full = (len(group) + 1) * largest > self.most_numbers
+            if full or not self.joins or len(group) >= before:  # at most as many as before: groups double
+                yield group
+                before, largest, group = before + len(group), 0, []
+        if group:
             yield group
-            before += len(group)
-            group = []
-        group.append(batch)
-        if len(group) >= before or sum(map(_numbers_in, [*group, batch])) > most:
-            yield group
-            before += len(group)
-            group = []
-    if group:
-        yield group
+
+    def _rows(self, group: list[Batch]) -> Tensor:
+        if len(group) > 1:
+            state = self.measure.generator.get_state()
+            try:
+                return self.rows(self._joined(group))
+            except (ValueError, RuntimeError, IndexError):
+                self.measure.generator.set_state(state)
+                self.joins = False
+        return torch.cat([self.rows(batch) for batch in group])
+
+    def _alike(self, first: Batch, second: Batch) -> bool:
+        if count_in(first) == 1:  # some models take one example alone, and no more
+            return False
+        one, other = columns_in(first), columns_in(second)
+        if one and other and one != other:
+            wide = max(one, other)
+            if wide > WIDER * min(one, other) or not self._may_be_padded():
+                return False
+            first, second = (padded(batch, wide, self.measure.model) for batch in (first, second))
+        shapes = _shapes(first)
+        return type(first) is type(second) and shapes is not None and shapes == _shapes(second)
+
+    def _may_be_padded(self) -> bool:
+        return padding_changes_nothing(self.measure.model, self.measure.reading.likelihood)
+
+    def _joined(self, group: list[Batch]) -> Batch:
+        if columns_in(group[0]) is not None:
+            wide = max(batch["input_ids"].shape[-1] for batch in group)
+            group = [padded(batch, wide, self.measure.model) for batch in group]
+        parts = {name: torch.cat([_parts(batch)[name] for batch in group]) for name in _parts(group[0])}
+        if isinstance(group[0], Mapping):
+            return parts
+        return tuple(parts.values()) if isinstance(group[0], tuple | list) else parts[0]
 
 
 def _numbers_in(batch: Batch) -> int:
     args, kwargs = inputs_of(batch)
     return max((x.numel() for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), default=0)
-
-
-def _alike(first: Batch, second: Batch, model: nn.Module, reading: Reading) -> bool:
-    one, other = columns_in(first), columns_in(second)
-    if one and other and one != other and padding_changes_nothing(model, reading.likelihood):
-        first, second = (padded(batch, max(one, other), model) for batch in (first, second))
-    return type(first) is type(second) and _shapes(first) == _shapes(second) is not None
 
 
 def _shapes(batch: Batch) -> Any:
@@ -75,15 +116,3 @@ def _parts(batch: Batch) -> Mapping[Any, Any]:
     if isinstance(batch, Mapping):
         return batch
     return dict(enumerate(batch)) if isinstance(batch, tuple | list) else {0: batch}
-
-
-def _joined(group: list[Batch], model: nn.Module) -> Batch:
-    if len(group) == 1:
-        return group[0]
-    if columns_in(group[0]) is not None:
-        columns = max(batch["input_ids"].shape[-1] for batch in group)
-        group = [padded(batch, columns, model) for batch in group]
-    parts = {name: torch.cat([_parts(batch)[name] for batch in group]) for name in _parts(group[0])}
-    if isinstance(group[0], Mapping):
-        return parts
-    return tuple(parts.values()) if isinstance(group[0], tuple | list) else parts[0]

@@ -16,10 +16,10 @@ from ..likelihoods import LABELS, Likelihood
 from . import batch, hooks, vmap
 from .forward import Batch, count_in, device_of, no_trace, refuse_what_writes
 from .measure import Halving, Measure, Reading, Rows
-from .ranks import rank
+from .ranks import gathered, rank
 from .sampling import Importance
 from .sums import Found, Sums, from_all
-from .together import together
+from .together import Together
 
 METHODS = ("hooks", "vmap", "batch", "authors")
 BY_EXAMPLE = METHODS[:2]
@@ -103,7 +103,7 @@ def fisher_trace(
         num_batches: read at most this many (in each process); None reads the loader to its end.
         target_se: stop as soon as every layer's standard error is at most this share of its tr(F), such as 0.05; layers
             that do not get there are named in the result's `imprecise`.
-        enough: stop as soon as it says so; asked after every batch with what there is: `.values`, `.examples`, `.batches`.
+        enough: stop as soon as it says so; asked after every pass with what there is: `.values`, `.examples`, `.batches`.
         generator: of label noise; default: a new one, seeded with the process's rank (0 where there is one process).
         sampling: "all" takes the backward pass of every input. "importance": of those that a forward pass picks, weighted
             back; unbiased, see `fisher.sampling` for its variance and for where it pays.
@@ -163,8 +163,9 @@ def fisher_trace(
     sums = Sums()
     hidden = not progress or rank() > 0
     with no_trace(model, loader), tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=hidden) as bar:
-        batches = _in_passes(islice(batches_of(loader), num_batches), model, reading, method)
-        for found in from_all(_found(rows, batches)):
+        batches = islice(batches_of(loader), num_batches)
+        each = Together(measure, rows).found(batches) if method in BY_EXAMPLE else _one_by_one(rows, batches)
+        for found in from_all(each):
             for one in found:
                 sums.add(*one)
             bar.update(sums.batches - bar.n)
@@ -175,19 +176,13 @@ def fisher_trace(
             if enough is not None and enough(sums):
                 break
     how = f"{method}/{labels}" + ("" if sampling == "all" else f"/{sampling}")
-    return _summary(model, chosen, sums, target_se, how, reading.name)
+    likelihood_name = next((name for name in gathered(reading.name) if name), "")  # a process may have had no batch
+    return _summary(model, chosen, sums, target_se, how, likelihood_name)
 
 
-def _in_passes(
-    batches: Iterable[Batch], model: nn.Module, reading: Reading, method: str
-) -> Iterable[tuple[Batch, int]]:
-    """What goes through the model at once, and of how many batches it is."""
-    return together(batches, model, reading) if method in BY_EXAMPLE else ((batch, 1) for batch in batches)
-
-
-def _found(rows: Rows, passes: Iterable[tuple[Batch, int]]) -> Iterator[Found]:
-    for one, batches in passes:
-        yield rows(one).cpu(), count_in(one), batches
+def _one_by_one(rows: Rows, batches: Iterable[Batch]) -> Iterator[Found]:
+    for one in batches:
+        yield rows(one).cpu(), count_in(one), 1
 
 
 def _progress(layers: Layers, sums: Sums) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fisher.forward import _generators
+from ..fisher.forward import generators_of
 
 State = dict[str, Tensor]
 """Random states by name, as bytes."""
@@ -71,7 +71,7 @@ def random_states(loader: Iterable[Any]) -> State:
     """Every random state that a step may draw from: torch's, CUDA's, Python's, numpy's, and the loader's generators."""
     states = {"torch": torch.get_rng_state()}
     states |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    states |= {f"loader.{i}": g.get_state() for i, g in enumerate(_generators(loader))}
+    states |= {f"loader.{i}": g.get_state() for i, g in enumerate(generators_of(loader))}
     _, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
     floats = torch.tensor([float("nan") if gauss is None else gauss, cached], dtype=torch.float64)
@@ -84,7 +84,7 @@ def set_random_states(states: State, loader: Iterable[Any]) -> None:
     torch.set_rng_state(states["torch"])
     for i in range(torch.cuda.device_count()):
         torch.cuda.set_rng_state(states[f"cuda.{i}"], i)
-    for i, generator in enumerate(_generators(loader)):
+    for i, generator in enumerate(generators_of(loader)):
         generator.set_state(states[f"loader.{i}"])
     integers, (gauss, cached) = states["integers"].tolist(), states["floats"].tolist()
     words, keys, (position, has_gauss) = integers[:625], integers[625:-2], integers[-2:]
