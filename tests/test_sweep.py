@@ -266,6 +266,13 @@ def test_findings_say_found_only_where_it_is():
     assert "Not found: a difference in transfer" in report.findings(sweep_record(0.0))
 
 
+def test_a_study_with_several_learning_rates_has_a_table():
+    with xr.open_dataset(Path(__file__).resolve().parent.parent / "data" / "compare-lr8e-3.nc") as ds:
+        said = report.table(ds.load())
+    assert "| full | 97.4 | 91.1 ± 2.3 |" in said
+    assert "k = 20. Results" in said
+
+
 def test_one_seed_has_no_interval():
     ds = sweep_record(0.05, seeds=1)
     assert "(one seed)" in report.table(ds)

@@ -35,10 +35,11 @@ def table(ds: xr.Dataset) -> str:
             f"| {more}{float(by['width'].sel(schedule=name).mean()):.0f} |"
         )
     noun = "seed" if seeds == 1 else "seeds"
+    rate = f", lr = {ds.attrs['lr']:g}" if "lr" in ds.attrs else ""  # full fine-tuning has one of its own
     rows.append("")
     rows.append(
-        f"{ds.sizes['run']} runs, {seeds} {noun}, {ds.attrs['steps']} steps, k = {ds.attrs['interval']}, "
-        f"lr = {ds.attrs['lr']:g}. Results: mean over the evaluations of the last quarter. Width: at half of the peak"
+        f"{ds.sizes['run']} runs, {seeds} {noun}, {ds.attrs['steps']} steps, k = {ds.attrs['interval']}{rate}. "
+        "Results: mean over the evaluations of the last quarter. Width: at half of the peak"
         + (", ≥ where the curve does not come down to it." if any("≥" in row for row in rows) else ".")
     )
     return "\n".join(rows)
