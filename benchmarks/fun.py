@@ -38,6 +38,8 @@ from .machine import environment
 from .workloads import w1
 
 Loader = list[dict[str, Tensor]]
+OF_32, OF_8 = "batches of 32, one at a time", "batches of 8, one at a time"
+"""What the rule reads of a model whose batches are not put together."""
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -113,8 +115,8 @@ def world(seed: int, lr: float, steps: int, interval: int, timed: bool) -> list[
                     "ours": spent,
                     "theirs": theirs,
                     "batches": found.batches,
-                    "batches of 32, one at a time": of_32.batches,
-                    "batches of 8, one at a time": of_8.batches,
+                    OF_32: of_32.batches,
+                    OF_8: of_8.batches,
                     "full": full.batches or sampling.batches,
                     "agree": best(found) == best(full),
                     "tie": found.tie,
@@ -205,8 +207,9 @@ def read_by_selection(found: dict[str, Any]) -> dict[str, list[float]]:
     for part, about in found.items():
         for row in about.get("choices", []):
             runs.setdefault((part, row["seed"]), []).append(row)
-    sizes = ("batches of 32, one at a time", "batches of 8, one at a time")
-    return {size: np.mean([[row[size] for row in run] for run in runs.values()], axis=0).tolist() for size in sizes}
+    return {
+        size: np.mean([[row[size] for row in run] for run in runs.values()], axis=0).tolist() for size in (OF_32, OF_8)
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -224,9 +227,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.only_paper else {}
-    for lr in [] if args.only_paper else args.lr:
-        found[f"world, lr {lr:g}"] = worlds(args.seeds, lr, args.steps, args.interval)
-        print(json.dumps({k: v for k, v in found[f"world, lr {lr:g}"].items() if k != "choices"}, indent=1), flush=True)
+    if not args.only_paper:
+        for lr in args.lr:
+            one = found[f"world, lr {lr:g}"] = worlds(args.seeds, lr, args.steps, args.interval)
+            print(json.dumps({k: v for k, v in one.items() if k != "choices"}, indent=1), flush=True)
     extrapolated = paper(read_by_selection(found), args.rounds)
     found["paper-sized, extrapolated"] = {**extrapolated, "environment": environment()}
     print(json.dumps(found["paper-sized, extrapolated"], indent=1))

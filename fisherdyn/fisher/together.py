@@ -7,6 +7,7 @@ drawn for all of them at once: other draws, where the generator or the padding m
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,13 +37,13 @@ class Together:
     Args:
         measure: what knows the model, and how its outputs are read.
         rows: takes the norms.
+        joins: whether it may put batches together: not where the method sees no single example.
     """
 
-    def __init__(self, measure: Measure, rows: Rows) -> None:
-        self.measure, self.rows = measure, rows
+    def __init__(self, measure: Measure, rows: Rows, joins: bool) -> None:
+        self.measure, self.rows, self.joins = measure, rows, joins
         weights = sum(p.numel() for p in measure.model.parameters())
         self.most_numbers = min(WORK / weights, NUMBERS)
-        self.joins = True
 
     def found(self, batches: Iterable[Batch]) -> Iterator[Found]:
         for group in self._groups(batches):
@@ -80,13 +81,15 @@ class Together:
         one, other = columns_in(first), columns_in(second)
         if one and other and one != other:
             wide = max(one, other)
-            if wide > WIDER * min(one, other) or not self._may_be_padded():
+            if wide > WIDER * min(one, other) or not self._may_be_padded:
                 return False
             first, second = (padded(batch, wide, self.measure.model) for batch in (first, second))
         shapes = _shapes(first)
         return type(first) is type(second) and shapes is not None and shapes == _shapes(second)
 
+    @cached_property
     def _may_be_padded(self) -> bool:
+        """Asked from the second batch on, when the likelihood is known."""
         return padding_changes_nothing(self.measure.model, self.measure.reading.likelihood)
 
     def _joined(self, group: list[Batch]) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -14,11 +14,11 @@ from tqdm import tqdm
 from ..layers import LayerChoice, Layers, resolve_layers
 from ..likelihoods import LABELS, Likelihood
 from . import batch, hooks, vmap
-from .forward import Batch, count_in, device_of, no_trace, refuse_what_writes
+from .forward import Batch, device_of, no_trace, refuse_what_writes
 from .measure import Halving, Measure, Reading, Rows
 from .ranks import gathered, rank
 from .sampling import Importance
-from .sums import Found, Sums, from_all
+from .sums import Sums, from_all
 from .together import Together
 
 METHODS = ("hooks", "vmap", "batch", "authors")
@@ -164,8 +164,7 @@ def fisher_trace(
     hidden = not progress or rank() > 0
     with no_trace(model, loader), tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=hidden) as bar:
         batches = islice(batches_of(loader), num_batches)
-        each = Together(measure, rows).found(batches) if method in BY_EXAMPLE else _one_by_one(rows, batches)
-        for found in from_all(each):
+        for found in from_all(Together(measure, rows, joins=method in BY_EXAMPLE).found(batches)):
             for one in found:
                 sums.add(*one)
             bar.update(sums.batches - bar.n)
@@ -178,11 +177,6 @@ def fisher_trace(
     how = f"{method}/{labels}" + ("" if sampling == "all" else f"/{sampling}")
     likelihood_name = next((name for name in gathered(reading.name) if name), "")  # a process may have had no batch
     return _summary(model, chosen, sums, target_se, how, likelihood_name)
-
-
-def _one_by_one(rows: Rows, batches: Iterable[Batch]) -> Iterator[Found]:
-    for one in batches:
-        yield rows(one).cpu(), count_in(one), 1
 
 
 def _progress(layers: Layers, sums: Sums) -> str:
