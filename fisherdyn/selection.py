@@ -37,6 +37,8 @@ GROWTH = 1.25
 """Examples of a look over those of the look before."""
 NODES = 128
 """Of the integrals over what has stayed within the bounds."""
+WORTH_READING = 0.6
+"""How likely the rest of the budget has to establish a settled choice, to be read for that alone."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def choose(
       far, of scale s √(1/n - 1/N). It is right on average over leads of all sizes, not for each: of choices that the whole
       budget would make by a hair, more are changed, and they matter as little.
 
-    It stops when the best is established, or when the choice is settled and the rest of the budget would not establish it at
-    this rate. What is not established is a tie. The winner is compared with every other candidate at the level for one
+    It stops when the best is established, or when the choice is settled and the predictive probability that the rest of the
+    budget establishes it is below .6. What is not established is a tie. The winner is compared with every other candidate at the level for one
     (Gutmann & Maymin 1987, Hung & Fithian 2019): of several equal ones, only one can lead all. Where a few examples in a
     thousand hold all of a layer's tr(F), no test of means keeps its level. On values of 50 selections on the world, drawn
     anew with the best two made equal, 3.7 % were established; by the plain t-test, corrected for looks alike, 12.5 %.
@@ -146,7 +148,7 @@ class Rule:
         self.next_look: int | None = None
 
     def enough(self, read: Sums) -> bool:
-        """Looks, when it is time to: is the lead established, or settled and not to be established at this rate?"""
+        """Looks, when it is time to: is the lead established, or settled and unlikely to be established?"""
         if self.next_look is None:
             self.looks = _looks(self.budget, read.examples / read.batches)
             self.next_look = self.looks[0]
@@ -155,7 +157,8 @@ class Rule:
         self.next_look = next(look for look in self.looks if look > read.batches)
         values, part = read.values.numpy(), read.batches / self.budget
         lead, needed = _smallest_lead(values), _pocock(tuple(self.looks), self.error_rate)
-        return lead >= needed or (lead / math.sqrt(part) < needed and _changes(values, part) <= self.error_rate)
+        settled = _changes(values, part) <= self.error_rate
+        return lead >= needed or (settled and _establishes(lead, needed, part) < WORTH_READING)
 
     def confidence(self, values: np.ndarray) -> float:
         """How sure it is that the best candidate's expectation is the largest."""
@@ -174,6 +177,11 @@ def _looks(budget: int, examples: float) -> list[int]:
 def _changes(values: np.ndarray, part: float) -> float:
     """The predictive probability that the best candidate after this part of the budget is not the best after all of it."""
     return float(stats.t.sf(_leads(values) / math.sqrt(1 - part), len(values) - 1).sum())
+
+
+def _establishes(lead: float, needed: float, part: float) -> float:
+    """The predictive probability that this lead, in standard errors, is beyond what is needed when the budget is read."""
+    return float(stats.norm.sf((needed * math.sqrt(part) - lead) / math.sqrt(1 - part)))
 
 
 @cache

@@ -140,12 +140,28 @@ def test_identical_layers():
 
 
 def test_stopping_does_what_the_whole_budget_does():
-    """Layers 3 % apart, which 1,280 examples do not tell apart: the early choice is the full one in 95 % of draws."""
-    rule = list(draws(heavy([1.0, 1.03, 0.97])))
-    full = list(draws(heavy([1.0, 1.03, 0.97]), error_rate=0.0))
+    """Layers 3 % apart, which 1,280 examples do not tell apart: the early choice is the full one in 95 % of draws.
+
+    The control: at an error rate of .15 it is not.
+    """
+    sample = heavy([1.0, 1.03, 0.97])
+    rule, hasty, full = (list(draws(sample, error_rate=rate)) for rate in (0.05, 0.15, 0.0))
     assert all(s.examples == 1280 for s in full)
     assert sum(chosen(a) != chosen(b) for a, b in zip(rule, full, strict=True)) <= at_most(0.05)
+    assert sum(chosen(a) != chosen(b) for a, b in zip(hasty, full, strict=True)) > 2 * at_most(0.05)
     assert np.mean([s.examples for s in rule]) < 1280
+
+
+@pytest.mark.parametrize(("lead", "part"), [(0.8, 0.2), (1.5, 0.4), (2.0, 0.6), (2.4, 0.9)])
+def test_a_verdict_is_predicted_as_often_as_it_comes(lead, part):
+    """Of walks of any drift that lead by so much after this part, the share that lead by 2.5 at the end."""
+    rng = np.random.default_rng(0)
+    drift = rng.uniform(-8, 12, 4_000_000)
+    so_far = part * drift + part**0.5 * rng.standard_normal(len(drift))
+    drift, so_far = (x[np.abs(so_far / part**0.5 - lead) < 0.02] for x in (drift, so_far))
+    end = so_far + (1 - part) * drift + (1 - part) ** 0.5 * rng.standard_normal(len(drift))
+    p = (end > 2.5).mean()
+    assert abs(selection._establishes(lead, 2.5, part) - p) < 4 * (p * (1 - p) / len(drift)) ** 0.5 + 2e-3
 
 
 def test_every_distribution_of_the_winner_keeps_the_level_for_one():

@@ -13,6 +13,7 @@ from wirings import WIRINGS, body_and_head
 from zoo import SMALL, tokens
 
 from fisherdyn import fisher_trace
+from fisherdyn.fisher import alone
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # checkpointing, under no_grad
@@ -65,3 +66,25 @@ def test_a_certain_example_proves_nothing(labels):
     x[-1] *= 1e4
     with pytest.raises(ValueError, match=r"body"):
         fisher_trace(model, [x], layers={"body": ("body.weight",)}, labels=labels)
+
+
+def test_what_was_compared_once_is_not_compared_again(monkeypatch):
+    """Fewer layers of a model that was found right are right; more of them, or the modules called otherwise, are not."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(8, 6)
+    layers = {name: (f"{name}.weight", f"{name}.bias") for name in ("0", "2")}
+    compared, plain = [], alone.Alone._norms
+    monkeypatch.setattr(alone.Alone, "_norms", lambda *args: compared.append(1) or plain(*args))
+
+    def passes(batch, *names):
+        compared.clear()
+        fisher_trace(model, [batch], layers={name: layers[name] for name in names})
+        return len(compared)
+
+    assert passes(x, "0") == 2
+    assert passes(x, "0", "2") == 2
+    assert [passes(x, "0", "2"), passes(x, "2"), passes(x, "0")] == [0, 0, 0]
+    assert passes(x[:1], "0") > 0
+    compared.clear()
+    fisher_trace(model, [x], layers={"together": layers["0"] + layers["2"]})  # a sum may hide what its parts do not
+    assert len(compared) == 2

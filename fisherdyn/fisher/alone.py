@@ -3,8 +3,8 @@
 Hooks read a per-example gradient off the rows of what modules see. That is wrong, without a sign of it, where a model
 mixes examples, orders their rows otherwise, or uses a weight outside its module's call. So the first time that a model is
 measured, two of its examples are run alone and differentiated in the weights themselves, and must have the norms that their
-rows were given. Cost: two plain forward and backward passes of one example, once for a model and the way its modules are
-called.
+rows were given. Cost: two plain forward and backward passes of one example, once for a model, the layers and the way their
+modules are called.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from .forward import one_example
 
 USE_VMAP = 'measure it with method="vmap"'
 
-_CHECKED: WeakKeyDictionary[nn.Module, set[Hashable]] = WeakKeyDictionary()
-"""Model -> the ways of calling its modules that were found right."""
+Checked = tuple[frozenset[Hashable], frozenset[tuple[str, tuple[str, ...]]]]
+"""How modules were called, and the layers whose norms were compared then."""
+
+_CHECKED: WeakKeyDictionary[nn.Module, set[Checked]] = WeakKeyDictionary()
+"""Model -> what was found right. It covers fewer of the modules and layers: each one is listened to for itself."""
 
 _left_to_the_caller = False
 
@@ -47,7 +50,7 @@ class Alone:
         model, args, kwargs: as for the estimator.
         layers: layer -> its parameters.
         outputs: what the model returns -> f.
-        way: which modules were called, how often, and with how many dimensions: what is right once is right again.
+        way: how each module was called, how often, and with how many dimensions: what is right once is right again.
         folded: whether that is not so, and every batch has to be checked.
     """
 
@@ -58,12 +61,17 @@ class Alone:
         kwargs: Mapping[str, Any],
         layers: Layers,
         outputs: Callable[[Any], Tensor],
-        way: Hashable,
+        way: frozenset[Hashable],
         folded: bool,
     ) -> None:
         self.model, self.args, self.kwargs, self.layers, self.outputs = model, args, kwargs, layers, outputs
-        self.way = (way, tuple(layers.items()))
-        self.needed = not _left_to_the_caller and (folded or self.way not in _CHECKED.setdefault(model, set()))
+        self.checks = way, frozenset((name, tuple(parameters)) for name, parameters in layers.items())
+        self.needed = not _left_to_the_caller and (folded or not self._known)
+
+    @property
+    def _known(self) -> bool:
+        way, layers = self.checks
+        return any(way <= calls and layers <= compared for calls, compared in _CHECKED.get(self.model, ()))
 
     def check(self, cotangent: Tensor, norms: Tensor) -> None:
         """Compares rows of `norms` (examples, layers) with what their examples give alone: the largest, and a middle one.
@@ -77,7 +85,7 @@ class Alone:
         for i in {int(norms.sum(dim=1).argmax()), middle}:
             self._check(norms[i], self._norms(i, cotangent[i : i + 1]), cotangent.dtype)
         if bool(norms.any()):  # where nothing has a gradient, nothing was compared
-            _CHECKED.setdefault(self.model, set()).add(self.way)
+            _CHECKED.setdefault(self.model, set()).add(self.checks)
 
     def _check(self, found: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
         # An example alone is rounded otherwise than in a batch, and where gradients cancel there is nothing but rounding.

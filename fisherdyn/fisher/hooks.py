@@ -195,10 +195,10 @@ class Tape:
             self._norms[layer].append(norms[short])
 
     @property
-    def way(self) -> Hashable:
-        """Which modules were called, how often and with how many dimensions, for one example or several."""
-        calls = ((one.name, *(tuple(x.ndim for x in call.tensors) for call in one.calls)) for one in self.watched)
-        return (self.examples > 1, *calls)
+    def way(self) -> frozenset[Hashable]:
+        """How often and with how many dimensions each module was called, for one example or several."""
+        several = self.examples > 1
+        return frozenset((one.name, several, *(tuple(x.ndim for x in c.tensors) for c in one.calls)) for one in self.watched)
 
     @property
     def folded(self) -> bool:
