@@ -86,10 +86,11 @@ def choose(
       budget would make by a hair, more are changed, and they matter as little.
 
     It stops when the best is established, or when the choice is settled and the predictive probability that the rest of the
-    budget establishes it is below .6. What is not established is a tie. The winner is compared with every other candidate at the level for one
-    (Gutmann & Maymin 1987, Hung & Fithian 2019): of several equal ones, only one can lead all. Where a few examples in a
-    thousand hold all of a layer's tr(F), no test of means keeps its level. On values of 50 selections on the world, drawn
-    anew with the best two made equal, 3.7 % were established; by the plain t-test, corrected for looks alike, 12.5 %.
+    budget establishes it is below .6. What is not established is a tie. The winner is compared with every other candidate at
+    the level for one (Gutmann & Maymin 1987, Hung & Fithian 2019): of several equal ones, only one can lead all. Where a few
+    examples in a thousand hold all of a layer's tr(F), no test of means keeps its level. On values of 50 selections on the
+    world, drawn anew with the best two made equal, 3.7 % were established; by the plain t-test, corrected for looks alike,
+    12.5 %.
 
     Args:
         model, loader, generator, labels, likelihood: as for `fisher_trace`; the loader is left where it was, so a loader

@@ -198,7 +198,8 @@ class Tape:
     def way(self) -> frozenset[Hashable]:
         """How often and with how many dimensions each module was called, for one example or several."""
         several = self.examples > 1
-        return frozenset((one.name, several, *(tuple(x.ndim for x in c.tensors) for c in one.calls)) for one in self.watched)
+        calls = ((one.name, *(tuple(x.ndim for x in call.tensors) for call in one.calls)) for one in self.watched)
+        return frozenset((several, *of_one) for of_one in calls)
 
     @property
     def folded(self) -> bool:
