@@ -33,8 +33,7 @@ def without_padding(batch: Batch, model: nn.Module, likelihood: Likelihood | Non
     if end == ids.shape[-1] or not padding_changes_nothing(model, likelihood):
         return batch
     return {
-        name: x[(slice(None),) * (ids.ndim - 1) + (slice(end),)] if _by_token(x, ids) else x
-        for name, x in batch.items()
+        name: x[(slice(None),) * (ids.ndim - 1) + (slice(end),)] if by_token(x, ids) else x for name, x in batch.items()
     }
 
 
@@ -43,7 +42,7 @@ def columns_in(batch: Batch) -> int | None:
     mask, ids = (batch.get(key) if isinstance(batch, Mapping) else None for key in ("attention_mask", "input_ids"))
     if not (isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.shape == ids.shape and ids.ndim >= 2):
         return None
-    known = all(name in _FILL for name, x in batch.items() if _by_token(x, ids))
+    known = all(name in _FILL for name, x in batch.items() if by_token(x, ids))
     return ids.shape[-1] if known else None
 
 
@@ -56,10 +55,11 @@ def padded(batch: Batch, columns: int, model: nn.Module) -> Batch:
         more = x.new_full((*ids.shape[:-1], columns - ids.shape[-1]), fill[name])
         return torch.cat([x, more], dim=-1)
 
-    return {name: wider(name, x) if _by_token(x, ids) else x for name, x in batch.items()}
+    return {name: wider(name, x) if by_token(x, ids) else x for name, x in batch.items()}
 
 
-def _by_token(x: Any, ids: Tensor) -> bool:
+def by_token(x: Any, ids: Tensor) -> bool:
+    """Whether it has a row for each token, as the ids have."""
     return isinstance(x, Tensor) and x.shape[: ids.ndim] == ids.shape
 
 

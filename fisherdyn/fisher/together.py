@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .forward import Batch, count_in, inputs_of
 from .measure import Measure, Rows
-from .padding import columns_in, padded, padding_changes_nothing
+from .padding import by_token, columns_in, padded, padding_changes_nothing
 from .sums import Found
 
 WORK = 2**31
@@ -78,14 +78,13 @@ class Together:
     def _alike(self, first: Batch, second: Batch) -> bool:
         if count_in(first) == 1:  # some models take one example alone, and no more
             return False
-        one, other = columns_in(first), columns_in(second)
-        if one and other and one != other:
-            wide = max(one, other)
-            if wide > WIDER * min(one, other) or not self._may_be_padded:
-                return False
-            first, second = (padded(batch, wide, self.measure.model) for batch in (first, second))
         shapes = _shapes(first)
-        return type(first) is type(second) and shapes is not None and shapes == _shapes(second)
+        if type(first) is not type(second) or shapes is None or shapes != _shapes(second):
+            return False
+        one, other = columns_in(first), columns_in(second)
+        if one is None or other is None or one == other:
+            return one == other
+        return max(one, other) <= WIDER * min(one, other) and self._may_be_padded
 
     @cached_property
     def _may_be_padded(self) -> bool:
@@ -108,11 +107,20 @@ def _numbers_in(batch: Batch) -> int:
 
 
 def _shapes(batch: Batch) -> Any:
-    """Of one example's tensors, by name or place; None where something is not a tensor of one row an example."""
+    """Of one example's tensors, by name or place, without the columns that can be padded; None where something is not a
+    tensor of one row an example."""
     parts, examples = _parts(batch), count_in(batch)
     if not all(isinstance(x, Tensor) and x.ndim > 0 and len(x) == examples for x in parts.values()):
         return None
-    return {name: (x.shape[1:], x.dtype, x.device) for name, x in parts.items()}
+    ids = batch["input_ids"] if columns_in(batch) is not None else None
+    return {name: (_one_example(x, ids), x.dtype, x.device) for name, x in parts.items()}
+
+
+def _one_example(x: Tensor, ids: Tensor | None) -> tuple[int, ...]:
+    """The shape of one example, without columns."""
+    if ids is None or not by_token(x, ids):
+        return tuple(x.shape[1:])
+    return tuple(x.shape[1 : ids.ndim - 1]) + tuple(x.shape[ids.ndim :])
 
 
 def _parts(batch: Batch) -> Mapping[Any, Any]:

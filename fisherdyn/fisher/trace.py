@@ -16,7 +16,7 @@ from ..likelihoods import LABELS, Likelihood
 from . import batch, hooks, vmap
 from .forward import Batch, device_of, no_trace, refuse_what_writes
 from .measure import Halving, Measure, Reading, Rows
-from .ranks import gathered, rank
+from .ranks import gathered, own_noise, rank
 from .sampling import Importance
 from .sums import Sums, from_all
 from .together import Together
@@ -104,7 +104,7 @@ def fisher_trace(
         target_se: stop as soon as every layer's standard error is at most this share of its tr(F), such as 0.05; layers
             that do not get there are named in the result's `imprecise`.
         enough: stop as soon as it says so; asked after every pass with what there is: `.values`, `.examples`, `.batches`.
-        generator: of label noise; default: a new one, seeded with the process's rank (0 where there is one process).
+        generator: of label noise; default: a new one of seed 0, apart in every process.
         sampling: "all" takes the backward pass of every input. "importance": of those that a forward pass picks, weighted
             back; unbiased, see `fisher.sampling` for its variance and for where it pays.
         progress: show a bar, with the relative standard error of the worst layer.
@@ -154,7 +154,7 @@ def fisher_trace(
     chosen = resolve_layers(model, layers)
     reading = Reading(model, likelihood)
     if generator is None:
-        generator = torch.Generator().manual_seed(rank())
+        generator = own_noise(torch.Generator().manual_seed(0))
     estimate = _estimator(method, labels, generator)
     measure = Measure(model, chosen, reading, estimate, labels, generator, device)
     rows: Rows = Halving(measure) if method in BY_EXAMPLE else measure

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import probing, record
 from ..fisher.forward import device_of, no_trace
-from ..fisher.ranks import gathered, rank, share
+from ..fisher.ranks import gathered, own_noise, rank, share
 from ..fisher.trace import FisherTrace
 from ..fisher.training import TrainingPass
 from ..layers import LayerChoice, resolve_layers
@@ -249,7 +249,7 @@ class Recorder:
         traces: dict[str, FisherTrace] = {}
         for name, loader in self._loaders.items():
             # The same label noise for every loader and at every step, apart in every process.
-            noise = torch.Generator().manual_seed(self._seed + rank())
+            noise = own_noise(torch.Generator().manual_seed(self._seed))
             mine = {name: share(loader, self._options["num_batches"])}
             try:
                 traces |= probing.measure(self.model, mine, layers=self.layers, generator=noise, **self._options)
