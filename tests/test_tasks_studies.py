@@ -16,7 +16,7 @@ import tiny
 import torch
 import xarray as xr
 
-from fisherdyn import fit, policies, record, tasks
+from fisherdyn import analysis, fit, policies, record, tasks
 from fisherdyn.sweep import estimate, recipes, studies, tables
 from fisherdyn.sweep.__main__ import main, parse, plan
 from fisherdyn.sweep.execute import _with_exact_match, execute
@@ -311,10 +311,9 @@ def test_runs_of_different_length_share_a_store(tmp_path):
     assert ds["lr"].values.tolist() == [0.2, 0.1] * 2
     assert ds["tuning"].values.tolist() == ["adapter", "full"] * 2
     assert "lr" not in ds.attrs
-    found = tables.results(ds)
-    np.testing.assert_allclose(found["source"], VALUES)
-    np.testing.assert_allclose(found["transfer"], VALUES)
-    np.testing.assert_allclose(2 * found["exact_match"].mean("target"), VALUES)
+    np.testing.assert_allclose(analysis.result(ds, "source_metric"), VALUES)  # of runs that differ in length, too
+    np.testing.assert_allclose(analysis.transfer(ds), VALUES)
+    np.testing.assert_allclose(2 * analysis.result(ds, "exact_match").mean("target"), VALUES)
     text = tables.table(ds)
     assert "| x |  | all | 60.00 | a 60.00 | 60.00 ± 127.1 | 30.00 |" in text
     assert "4 runs, 2 seeds" in text
@@ -322,15 +321,38 @@ def test_runs_of_different_length_share_a_store(tmp_path):
     assert "Found: y transfers better than x, paired over seeds: +10.1 points" in tables.findings(ds)
 
 
+def test_methods_are_compared_with_standard_and_corrected_for_their_number():
+    """One p of .03 among five that are not small: found by itself, not among six."""
+    rng = np.random.default_rng(0)
+    t = np.array([-1.5, -0.5, 0.5, 1.5])
+    shift = {"standard": 0.0, "full": 0.02, **{f"m{i}": 0.0001 for i in range(5)}}
+    rows = []
+    for name, by in shift.items():
+        for seed in range(4):
+            own = 0.5 + 0.01 * seed + by + (0.0 if name == "standard" else 0.0075 * t[seed])
+            rows.append(_record(10, 5, own).assign_coords(schedule=name, seed=seed))
+    ds = xr.concat(rows, "run").isel(run=rng.permutation(len(rows)))
+    said = {line.split(",")[0]: line for line in tables.findings(ds).splitlines()}
+    alone = tables.findings(ds.isel(run=np.isin(ds["schedule"].values, ["standard", "full"])))
+    p = analysis.paired_difference(analysis.transfer(ds), "full", "standard").p
+    assert 0.01 < p < 0.05
+    assert alone.startswith("- Found: full transfers better than standard")
+    assert "corrected" not in alone
+    assert (
+        f"({6 * p:.2g} corrected for 6 comparisons)"
+        in said["- Not found: a difference in transfer between full and standard"]
+    )
+    assert len(said) == 6
+
+
 def test_the_best_checkpoints_results_are_used_where_they_are():
     ds = _record(10, 5, 0.5).expand_dims(run=2).assign_coords(schedule=("run", ["x", "y"]), seed=("run", [0, 0]))
     ds["source_metric"] = (("run", "step"), np.array([[0.1, 0.9, 0.2], [0.3, 0.2, 0.1]]))
     ds["metric_at_best"] = (("run", "target"), np.array([[0.7, 0.8], [0.2, 0.4]]))
     ds["exact_match_at_best"] = ds["metric_at_best"] / 2
-    found = tables.results(ds)
-    assert found["source"].values.tolist() == [0.9, 0.3]
-    np.testing.assert_allclose(found["transfer"], [0.75, 0.3])
-    np.testing.assert_allclose(found["exact_match"].mean("target"), [0.375, 0.15])
+    assert analysis.result(ds, "source_metric").values.tolist() == [0.9, 0.3]
+    np.testing.assert_allclose(analysis.transfer(ds), [0.75, 0.3])
+    np.testing.assert_allclose(analysis.result(ds, "exact_match").mean("target"), [0.375, 0.15])
     assert "best checkpoint" in tables.table(ds)
 
 

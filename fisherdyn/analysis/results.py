@@ -16,14 +16,26 @@ GROUP_WIDTH = 0.01
 
 
 def result(ds: xr.Dataset, variable: str = "metric") -> xr.DataArray:
-    """A metric averaged over the evaluations of the last quarter of the run (`FINAL`)."""
-    axis = "eval_step" if "eval_step" in ds[variable].dims else "step"
-    late = ds[axis] >= FINAL * ds[axis].max()
-    return ds[variable].where(late, drop=True).mean(axis, keep_attrs=True)
+    """Where each run led in a metric: (run, ...) without the axis of evaluations.
+
+    As the paper has it, that of the best checkpoint on the source's development set, where fit() kept it
+    (`metric_at_best`); else the mean over the evaluations of the run's own last quarter (`FINAL`). Its attribute "of" says
+    which, in words.
+    """
+    values = ds[variable]
+    axis = "eval_step" if "eval_step" in values.dims else "step"
+    if "metric_at_best" in ds:
+        found = values.max(axis, keep_attrs=True) if variable == "source_metric" else ds[f"{variable}_at_best"]
+        return found.assign_attrs(of="of the best checkpoint on the source's development set")
+    there = values.notnull().any([name for name in values.dims if name not in (axis, "run")])
+    late = values[axis] >= FINAL * values[axis].where(there).max(axis)
+    return (
+        values.where(late).mean(axis, keep_attrs=True).assign_attrs(of="mean over the evaluations of the last quarter")
+    )
 
 
 def transfer(ds: xr.Dataset) -> xr.DataArray:
-    """Mean accuracy over the targets (the source is not among them), of the last quarter: (run,)."""
+    """Mean `result` over the targets (the source is not among them): (run,)."""
     found = result(ds).mean("target")
     found.attrs = {"long_name": "mean transfer over target languages", "units": "1"}
     return found

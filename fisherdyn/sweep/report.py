@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def table(ds: xr.Dataset) -> str:
     rows.append("")
     rows.append(
         f"{ds.sizes['run']} runs, {seeds} {noun}, {ds.attrs['steps']} steps, k = {ds.attrs['interval']}{rate}. "
-        "Results: mean over the evaluations of the last quarter. Width: at half of the peak"
+        f"Results: {found['target_result'].attrs['of']}. Width: at half of the peak"
         + (", ≥ where the curve does not come down to it." if any("≥" in row for row in rows) else ".")
     )
     return "\n".join(rows)
@@ -52,7 +53,7 @@ def findings(ds: xr.Dataset) -> str:
     names = transfer["schedule"].values.tolist()
     said = []
     if STANDARD in names and TOP_DOWN in names:
-        said.append(compared(found, TOP_DOWN, STANDARD))
+        said += against(found, STANDARD, [TOP_DOWN])
     orders = [name for name in names if name != STANDARD]
     if len(orders) > 1:
         said.append(_spread(transfer.sel(schedule=orders)))
@@ -74,17 +75,30 @@ def _points(x: analysis.Interval) -> str:
     return f"{100 * x.estimate:+.1f} points [{100 * x.low:+.1f}, {100 * x.high:+.1f}], p = {x.p:.2g}, {x.n} seeds"
 
 
-def compared(found: xr.Dataset, first: str, second: str) -> str:
-    """Whether `first` transfers better than `second`: source and transfer over run, paired by seed."""
-    transfer = analysis.paired_difference(found["transfer"], first, second)
-    source = analysis.paired_difference(found["source"], first, second)
+def against(found: xr.Dataset, baseline: str, names: Sequence[str]) -> list[str]:
+    """Whether each of the schedules transfers better than the baseline: source and transfer over run, paired by seed.
+
+    By the paired t-test, p corrected for the number of schedules (false discovery rate); the intervals are each for itself.
+    """
+    transfer = [analysis.paired_difference(found["transfer"], name, baseline) for name in names]
+    corrected = analysis.adjusted(np.array([one.p for one in transfer]))
+    return [
+        _compared(name, baseline, one, p, len(names), analysis.paired_difference(found["source"], name, baseline))
+        for name, one, p in zip(names, transfer, corrected, strict=True)
+    ]
+
+
+def _compared(
+    name: str, baseline: str, transfer: analysis.Interval, p: float, n: int, source: analysis.Interval
+) -> str:
     if transfer.n < 2:
-        verdict = f"Not answered with one seed: whether {first} transfers better than {second}"
-    elif not transfer.excludes_zero:
-        verdict = f"Not found: a difference in transfer between {first} and {second}"
+        verdict = f"Not answered with one seed: whether {name} transfers better than {baseline}"
+    elif p >= 0.05:
+        verdict = f"Not found: a difference in transfer between {name} and {baseline}"
     else:
-        verdict = f"Found: {first} transfers {'better' if transfer.estimate > 0 else 'worse'} than {second}"
-    return f"{verdict}, paired over seeds: {_points(transfer)}. On the source: {_points(source)}."
+        verdict = f"Found: {name} transfers {'better' if transfer.estimate > 0 else 'worse'} than {baseline}"
+    correction = f" ({p:.2g} corrected for {n} comparisons)" if n > 1 and transfer.n > 1 else ""
+    return f"{verdict}, paired over seeds: {_points(transfer)}{correction}. On the source: {_points(source)}."
 
 
 def _spread(transfer: xr.DataArray) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 import xarray as xr
 
 from .. import analysis
-from .report import compared, half
+from .report import against, half
+from .studies import STANDARD
 
 PAPERS_NAMES = {
     "standard": "Ada",
@@ -22,32 +23,9 @@ PAPERS_NAMES = {
 }
 
 
-def results(ds: xr.Dataset) -> xr.Dataset:
-    """What each run ends with, 0 to 1: source (run), target_result (run, target), transfer (run), exact_match (run, target).
-
-    That of the best checkpoint on the source's development set where fit() kept it, else the last.
-    """
-    best = "metric_at_best" in ds
-    source = ds["source_metric"].max("step") if best else _last(ds["source_metric"], "step")
-    target = ds["metric_at_best"] if best else _last(ds["metric"], "eval_step")
-    found = {"source": source, "target_result": target, "transfer": target.mean("target")}
-    if "exact_match" in ds:
-        found["exact_match"] = ds["exact_match_at_best"] if best else _last(ds["exact_match"], "eval_step")
-    return xr.Dataset(found)
-
-
-def _last(values: xr.DataArray, axis: str) -> xr.DataArray:
-    """The last value that is there: runs may differ in length."""
-    there = values.notnull()
-    index = (
-        there * np.arange(1, values.sizes[axis] + 1).reshape([-1 if d == axis else 1 for d in values.dims])
-    ).argmax(axis)
-    return values.isel({axis: index}).drop_vars(axis)
-
-
 def table(ds: xr.Dataset) -> str:
     """One row a method (and number of training examples), as Markdown; percentages, with 95 % intervals over seeds."""
-    found = results(ds)
+    found = _results(ds)
     metric = "F1" if "exact_match" in ds else "accuracy"
     rows = [
         f"| schedule | in the paper | training examples | source {metric} % | lowest target % | mean over targets % (95 %) |"
@@ -70,10 +48,9 @@ def table(ds: xr.Dataset) -> str:
 
 def _footnote(ds: xr.Dataset) -> str:
     seeds = len(set(ds["seed"].values.tolist()))
-    which = "of the best checkpoint on the source's development set" if "metric_at_best" in ds else "of the last step"
     said = [
-        f"{ds.sizes['run']} runs, {seeds} {'seed' if seeds == 1 else 'seeds'}. Results: {which}, mean over "
-        f"{', '.join(map(str, ds['target'].values))}."
+        f"{ds.sizes['run']} runs, {seeds} {'seed' if seeds == 1 else 'seeds'}. Results: {analysis.result(ds).attrs['of']}; "
+        f"targets: {', '.join(map(str, ds['target'].values))}."
     ]
     if skipped := ds.attrs.get("skipped"):
         said.append(f"Skipped: {skipped}.")
@@ -81,13 +58,23 @@ def _footnote(ds: xr.Dataset) -> str:
 
 
 def findings(ds: xr.Dataset) -> str:
-    """Each method against the first one, in words made from the numbers alone."""
+    """Each method against standard training (where there is none, the first one), in words made from the numbers alone."""
     said = []
-    for size, some in _by_size(results(ds)):
-        first, *others = dict.fromkeys(some["schedule"].values.tolist())
+    for size, some in _by_size(_results(ds)):
+        names = list(dict.fromkeys(some["schedule"].values.tolist()))
+        baseline = STANDARD if STANDARD in names else names[0]
         at = f"{size} training examples: " if size else ""
-        said += [at + compared(some, name, first) for name in others]
+        said += [at + line for line in against(some, baseline, [name for name in names if name != baseline])]
     return "\n".join(f"- {line}" for line in said)
+
+
+def _results(ds: xr.Dataset) -> xr.Dataset:
+    """What each run led to, 0 to 1: source, transfer (run), target_result, exact_match (run, target)."""
+    target = analysis.result(ds)
+    found = {"source": analysis.result(ds, "source_metric"), "target_result": target, "transfer": analysis.transfer(ds)}
+    if "exact_match" in ds:
+        found["exact_match"] = analysis.result(ds, "exact_match")
+    return xr.Dataset(found)
 
 
 def _by_size(found: xr.Dataset) -> Iterator[tuple[int | None, xr.Dataset]]:
