@@ -11,6 +11,9 @@ import children
 import numpy as np
 import pytest
 import torch
+import trained_by_two
+
+from fisherdyn import fisher_trace
 
 
 def test_two_processes_choose_as_one_does():
@@ -52,7 +55,7 @@ def test_two_processes_choose_as_one_does():
 
 @pytest.mark.parametrize("trainer", ["trainer", "lightning"])
 def test_fun_under_a_trainer_of_two_processes(trainer, tmp_path):
-    """Really in two: same choices and weights in both, each example measured once, and frozen layers stay."""
+    """Really in two: same choices and weights in both, scores and errors as one process has them, and frozen layers stay."""
     script = Path(__file__).with_name("trained_by_two.py")
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(children.free_port())}
     world |= {"PYTHONPATH": str(script.parent.parent), "PYTHONWARNINGS": "ignore"}
@@ -65,12 +68,20 @@ def test_fun_under_a_trainer_of_two_processes(trainer, tmp_path):
     said = [process.communicate(timeout=300)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in "01")
-    layers, decisions, selections, moved, weights = one
+    layers, decisions, selections, moved, weights, chosen_with = one
     assert [step for step, _ in decisions] == [0, 2, 4, 6]
     is_open = {name for _, opened in decisions for layer in opened for name in layers[layer]}
     frozen = {name for names in layers.values() for name in names} - is_open
     assert not moved & frozen
     assert moved & is_open
-    assert [(s.examples, s.batches) for s in selections] == [(48, 6)] * 3
+    assert len(selections) == len(chosen_with) == 3
+    task = trained_by_two.world()
+    for selection, state in zip(selections, chosen_with, strict=True):
+        model = task.build_model(0)
+        model.load_state_dict({name.removeprefix("model."): x for name, x in state.items()})
+        candidates = {name: [p.removeprefix("model.") for p in layers[name]] for name in selection.scores}
+        alone = fisher_trace(model, [task.split(0)], layers=candidates, labels="exact")
+        assert (selection.examples, selection.batches) == (alone.examples, 12)
+        np.testing.assert_allclose(list(selection.scores.values()), list(alone.scores().values()), rtol=1e-4)
     assert (two[1], two[2]) == (decisions, selections)
     assert all(torch.equal(weight, two[4][name]) for name, weight in weights.items())

@@ -11,11 +11,15 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from fisherdyn import policies, tasks
+from fisherdyn import policies, schedule, tasks
 from fisherdyn.integrations import lightning as for_lightning
 from fisherdyn.integrations import transformers as for_transformers
 
-BATCHES, BATCH, K, STEPS = 6, 8, 2, 8
+EXAMPLES, BATCH, K, STEPS = 96, 8, 2, 8
+
+
+def world():
+    return tasks.load("world", train_examples=EXAMPLES, dev_examples=8, test_examples=8, batch=BATCH)
 
 
 class Module(L.LightningModule):
@@ -67,17 +71,23 @@ def by_lightning(model, data, policy, folder):
 
 
 def main(trainer: str, folder: str) -> None:
-    """Leaves decisions, selections and weights of this rank in the folder."""
+    """Leaves in the folder: decisions, selections and weights of this rank, and what it had when it chose."""
     torch.set_num_threads(1)
-    task = tasks.load("world", train_examples=96, dev_examples=8, test_examples=8, batch=BATCH)
+    task, choose, chosen_with = world(), schedule.choose, []
     split = task.split(0)
-    data = [{name: x[i] for name, x in split.items()} for i in range(96)]
+    data = [{name: x[i] for name, x in split.items()} for i in range(EXAMPLES)]
+
+    def watched(model, *args, **kwargs):
+        chosen_with.append({name: x.clone() for name, x in model.state_dict().items()})
+        return choose(model, *args, **kwargs)
+
+    schedule.choose = watched
     model = task.build_model(0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train = {"trainer": by_trainer, "lightning": by_lightning}[trainer]
-    unfreezing = train(model, data, policies.fun("exact", batches=BATCHES, error_rate=0.0), folder)
+    unfreezing = train(model, data, policies.fun("exact", batches=EXAMPLES // BATCH, error_rate=0.0), folder)
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    found = unfreezing.layers, unfreezing.decisions, unfreezing.selections, moved, model.state_dict()
+    found = unfreezing.layers, unfreezing.decisions, unfreezing.selections, moved, model.state_dict(), chosen_with
     torch.save(found, Path(folder) / f"{os.environ['RANK']}.pt")
 
 
