@@ -104,6 +104,8 @@ def draw(name: str, sweep: Sweep | None, formats: Sequence[str], out: Path) -> I
             (out / f"{stem}{ending}").write_text(text)
             yield out / f"{stem}{ending}"
         return
+    if ds is not None:
+        stores.refuse_several_sizes(ds)
     figure = DRAWINGS[name]() if ds is None else FIGURES[name](ds)
     for ending in formats:
         plots.save(figure, out / f"{stem}.{ending}")

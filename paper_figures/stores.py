@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-NEEDED = ("fisher_trace", "trainable", "selected", "source_metric", "metric", "schedule", "seed", "distance")
+NEEDED = ("fisher_trace", "trainable", "selected", "source_metric", "metric", "schedule", "seed")
 """What a sweep's record has and these figures are drawn from."""
 
 
@@ -37,6 +37,20 @@ def _open(path: Path) -> xr.Dataset:
     if not path.is_dir():
         return xr.open_dataset(path)
     return xr.open_zarr(path / "runs.zarr" if (path / "runs.zarr").exists() else path, consolidated=False)
+
+
+def sizes(ds: xr.Dataset) -> list[int]:
+    """The numbers of training examples that a low-resource sweep has runs of; [] for any other sweep."""
+    known = "train_examples" in ds.coords and "run" in ds["train_examples"].dims
+    return list(dict.fromkeys(ds["train_examples"].values.tolist())) if known else []
+
+
+def refuse_several_sizes(ds: xr.Dataset) -> None:
+    """For all that would take runs with few and with many training examples for the same."""
+    if len(of := sizes(ds)) > 1:
+        raise ValueError(
+            f"runs with {', '.join(map(str, of))} training examples, which table1 and table12 alone tell apart"
+        )
 
 
 def schedules(ds: xr.Dataset) -> list[str]:

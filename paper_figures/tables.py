@@ -12,13 +12,15 @@ import xarray as xr
 from fisherdyn import analysis, plots
 
 from . import published
-from .stores import schedules
+from .stores import refuse_several_sizes, schedules, sizes
 
 MODELS = ("mBERT", "XLM-R", "mDeBERTa")
 METHODS = {"standard": "", "random": " + Rand", "GU": " + GU", "FUN": " + FUN", "reverse": " + GU (rev)"}
 COMPARED = {
+    1: ("standard", "GU (top-down)"),
     2: ("standard", "random", "GU (top-down)", "LPFT", "FUN", "reverse", "full fine-tuning"),
     11: ("GU (top-down)", "reverse"),
+    12: ("standard", "GU (top-down)", "FUN"),
 }
 """Tables that a sweep may have rows for, and the methods in them, as `plots.label` names them."""
 
@@ -48,7 +50,7 @@ def build(number: int, ds: xr.Dataset | None = None) -> Table:
         ValueError: the sweep has not the methods that the table compares.
     """
     found = published.table("languages" if number == 6 else f"table{number}")
-    ours = [] if ds is None else [_ours(ds, COMPARED[number])]
+    ours = [] if ds is None else [(_ours_by_size if number in (1, 12) else _ours)(ds, COMPARED[number])]
     return Table(TITLES[number], _BLOCKS[number](found) + ours, _notes(found))
 
 
@@ -153,24 +155,57 @@ _BLOCKS = {
 
 def _ours(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
     """A sweep's methods as Table 2 has them: source, the target that is lowest in the first, average and 95 %."""
+    refuse_several_sizes(ds)
+    ds, names = _only(ds, methods)
+    source = 100 * analysis.by_schedule(analysis.result(ds, "source_metric"))
+    targets = _targets(ds)
+    low = targets[0].sel(schedule=names[0]).mean("seed").idxmin("target").item()
+    rows = [
+        [
+            plots.label(name),
+            f"{float(source.sel(schedule=name).mean()):.1f}",
+            " / ".join(f"{float(one.sel(schedule=name, target=low).mean()):.1f}" for one in targets),
+            _average(targets, name),
+        ]
+        for name in names
+    ]
+    heading = "Source (F1)" if len(targets) > 1 else "Source"
+    return Block([_our_title(ds, targets), heading, f"Lowest ({low})", "Average"], rows, rank=True)
+
+
+def _ours_by_size(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
+    """A sweep's methods as Tables 1 and 12 have them: average and 95 % with each number of training examples."""
+    if len(of := sizes(ds)) < 2:
+        raise ValueError("one number of training examples only, not several as a low-resource sweep")
+    ds, names = _only(ds, methods)
+    parts = [_targets(ds.isel(run=np.flatnonzero(ds["train_examples"].values == size))) for size in of]
+    rows = [[plots.label(name), *(_average(targets, name) for targets in parts)] for name in names]
+    return Block([_our_title(ds, parts[0]), *map(str, of)], rows)
+
+
+def _only(ds: xr.Dataset, methods: tuple[str, ...]) -> tuple[xr.Dataset, list[str]]:
+    """The runs of schedules that are among the methods, and those schedules in the methods' order."""
     names = sorted((n for n in schedules(ds) if plots.label(n) in methods), key=lambda n: methods.index(plots.label(n)))
     if len(names) < 2:
         raise ValueError(f"no two of {', '.join(methods)}, only {', '.join(schedules(ds))}")
-    found = analysis.summarise(ds.isel(run=np.flatnonzero(np.isin(ds["schedule"].values, names))))
-    by = {name: 100 * analysis.by_schedule(found[name]) for name in ("source", "transfer", "target_result")}
-    seeds = by["transfer"].sizes["seed"]
-    low = by["target_result"].sel(schedule=names[0]).mean("seed").idxmin("target").item()
-    rows = []
-    for name in names:
-        one = {key: table.sel(schedule=name) for key, table in by.items()}
-        mean = analysis.mean_interval(one["transfer"].values)
-        spread = f" ± {mean.half:.1f}" if mean.n > 1 else ""
-        lowest = float(one["target_result"].sel(target=low).mean())
-        rows.append(
-            [plots.label(name), f"{float(one['source'].mean()):.1f}", f"{lowest:.1f}", f"{mean.estimate:.1f}{spread}"]
-        )
-    title = f"Ours: {ds.attrs.get('task', 'sweep')} (accuracy, %; ± 95 %, {seeds} seed{'s' if seeds > 1 else ''})"
-    return Block([title, "Source", f"Lowest ({low})", "Average"], rows, rank=True)
+    return ds.isel(run=np.flatnonzero(np.isin(ds["schedule"].values, names))), names
+
+
+def _targets(ds: xr.Dataset) -> list[xr.DataArray]:
+    """(schedule, seed, target), in %: accuracy, or F1 and exact match."""
+    metrics = ["metric", "exact_match"] if "exact_match" in ds else ["metric"]
+    return [100 * analysis.by_schedule(analysis.result(ds, metric)) for metric in metrics]
+
+
+def _average(targets: list[xr.DataArray], name: str) -> str:
+    """Over targets, with half of the 95 % interval over seeds."""
+    means = [analysis.mean_interval(one.sel(schedule=name).mean("target").values) for one in targets]
+    return " / ".join(f"{mean.estimate:.1f}" + (f" ± {mean.half:.1f}" if mean.n > 1 else "") for mean in means)
+
+
+def _our_title(ds: xr.Dataset, targets: list[xr.DataArray]) -> str:
+    metric, seeds = "F1 / EM" if len(targets) > 1 else "accuracy", targets[0].sizes["seed"]
+    return f"Ours: {ds.attrs.get('task', 'sweep')} ({metric}, %; ± 95 %, {seeds} seed{'s' if seeds > 1 else ''})"
 
 
 def _notes(found: pd.DataFrame) -> list[str]:

@@ -264,6 +264,43 @@ def test_table_2_marks_the_best_and_has_our_rows():
         tables.build(11, _sweep())
 
 
+def test_sweeps_of_the_papers_own_tasks_are_drawn_too():
+    """Languages without a distance; F1 with exact matches; the best checkpoint's results."""
+    ds = _compared().drop_vars("distance")
+    ds = ds.assign(metric_at_best=ds["metric"].isel(eval_step=0))
+    ds = ds.assign(exact_match_at_best=ds["metric_at_best"] / 2, exact_match=ds["metric"] / 2)
+    for name in ("fig2", "fig5", "forest"):
+        command.FIGURES[name](ds)
+    block = tables.build(2, ds).blocks[-1]
+    assert block.header[0] == "Ours: world (F1 / EM, %; ± 95 %, 3 seeds)"
+    assert block.header[1] == "Source (F1)"
+    expected = 100 * analysis.by_schedule(ds["metric_at_best"]).mean("target").sel(schedule="fun").mean("seed")
+    f1, em = re.fullmatch(r"([\d.]+) ± [\d.]+ / ([\d.]+) ± [\d.]+", block.rows[4][3]).groups()
+    assert [float(f1), float(em)] == pytest.approx([float(expected), float(expected) / 2], abs=0.051)
+    with pytest.raises(ValueError, match="no distance of its languages"):
+        figures.transfer(ds)
+
+
+def test_small_sets_of_training_data_have_their_tables(tmp_path, capsys):
+    """Tables 1 and 12; all else would take runs with 200 and 1,000 examples for the same."""
+    small = _compared()
+    ds = xr.concat([small, small.assign(metric=small["metric"] / 2)], "run")
+    ds = ds.assign_coords(train_examples=("run", np.repeat([200, 1000], small.sizes["run"])))
+    block = tables.build(12, ds).blocks[-1]
+    assert block.header == ["Ours: world (accuracy, %; ± 95 %, 3 seeds)", "200", "1000"]
+    assert [row[0] for row in block.rows] == ["standard", "GU (top-down)", "FUN"]
+    assert all(float(row[1].split()[0]) == pytest.approx(2 * float(row[2].split()[0]), abs=0.15) for row in block.rows)
+    with pytest.raises(ValueError, match="2 runs of 'standard' with seed 0"):
+        analysis.transfer(ds).pipe(analysis.by_schedule)
+    with pytest.raises(ValueError, match="one number of training examples"):
+        tables.build(1, small)
+    path = tmp_path / "low.nc"
+    ds.to_netcdf(path)
+    assert command.main(["table1", "fig2", "--runs", str(path), "--out", str(tmp_path / "out"), "--format", "png"]) == 1
+    assert "low.nc has runs with 200, 1000 training examples, which table1 and table12" in capsys.readouterr().err
+    assert (tmp_path / "out" / "table1-low.md").exists()
+
+
 def test_figure_5_gives_the_distance_from_top_down(drawn):
     texts = [text.get_text() for text in drawn["fig5-compared"].findobj(Text)]
     assert "distance from top-down: FUN 0.11" in texts

@@ -92,6 +92,28 @@ def test_a_study_trains_swaps_and_evaluates(hub, tmp_path, no_network, capsys, t
 
 
 @shared
+def test_low_resource_runs_differ_in_length(hub, tmp_path, no_network, capsys, monkeypatch):
+    """8, 16 and 48 training examples in batches of 8, an epoch: 1, 2 and 6 updates; every method at each size."""
+    small = {"sizes": (8, 16, 48), "epochs": 1, "batch": 8, "interval": {"GU": [1, 1, 1], "FUN": [1, 1, 1]}}
+    theirs = recipes.every()
+    ours = tuple(replace(one, **small) if one.study == recipes.LOW_RESOURCE else one for one in theirs)
+    monkeypatch.setattr(recipes, "every", lambda: ours)
+    out = ["--seeds", "2", "--workers", "1", "--out", str(tmp_path)]
+    assert main(["low-resource", "--task", "xnli", *folders(hub, "xlmr"), *out]) == 0
+    ds = stored(tmp_path / "low-resource.nc")
+    rows = list(zip(ds["train_examples"].values.tolist(), ds["schedule"].values.tolist(), strict=True))
+    assert rows == 2 * [(size, name) for size in (8, 16, 48) for name in studies.LOW_RESOURCE_METHODS]
+    last = ds["step"].where(ds["source_metric"].notnull()).max("step").values.tolist()
+    assert last == 2 * [1, 1, 1, 2, 2, 2, 6, 6, 6]
+    summary = analysis.summarise(ds)
+    assert not summary["transfer"].isnull().any()
+    np.testing.assert_allclose(summary["transfer"], ds["metric_at_best"].mean("target"))
+    said = capsys.readouterr().out
+    assert [f"| FUN | Ada+FUN | {size} |" in said for size in (8, 16, 48)] == [True] * 3
+    assert said.count("training examples: ") == 6
+
+
+@shared
 @pytest.mark.parametrize("model", ["xlmr", "mbert"])
 @pytest.mark.parametrize("task", TASKS)
 def test_lora_instead_of_adapters(hub, tmp_path, no_network, capsys, task, model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import xarray as xr
 
@@ -68,8 +69,15 @@ def by_schedule(values: xr.DataArray) -> xr.DataArray:
     """(run, ...) with coordinates schedule and seed -> (schedule, seed, ...), of the seeds that every schedule has.
 
     Raises:
-        ValueError: no seed is complete.
+        ValueError: no seed is complete, or there are several runs of one schedule and seed.
     """
+    runs = Counter(zip(values["schedule"].values.tolist(), values["seed"].values.tolist(), strict=True))
+    (schedule, seed), most = runs.most_common(1)[0]
+    if most > 1:
+        raise ValueError(
+            f"{most} runs of {schedule!r} with seed {seed}, expected one of each schedule and seed: select by what they "
+            "differ in, such as ds.isel(run=(ds.train_examples == 1000).values)"
+        )
     order = list(dict.fromkeys(values["schedule"].values.tolist()))
     present = xr.ones_like(values["seed"], dtype=int).set_index(run=["schedule", "seed"]).unstack("run", fill_value=0)
     complete = present["seed"].values[present.all("schedule").values]
