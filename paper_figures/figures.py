@@ -193,8 +193,6 @@ def transfer(ds: xr.Dataset) -> Figure:
     names = [name for name in schedules(ds) if plots.label(name) in ("standard", "GU (top-down)")]
     if not names:
         raise ValueError(f"neither standard training nor GU, only {', '.join(schedules(ds))}")
-    if "distance" not in ds.coords:
-        raise ValueError("no distance of its languages from the source, which the embedded world's sweeps alone have")
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(plots.ACL_COLUMN, 2.4), layout="constrained")
         plots.transfer_by_distance(figure.subplots(), ds, names)

@@ -74,7 +74,12 @@ def transfer_by_distance(ax: Axes, ds: xr.Dataset, schedules: Sequence[str]) -> 
     """Accuracy in each target against its distance from the source, a line a schedule, bars of one standard error.
 
     Schedules that the record lacks are left out.
+
+    Raises:
+        ValueError: the record has no distances; those of the embedded world do.
     """
+    if "distance" not in ds.coords:
+        raise ValueError("no distance of its languages from the source: assign a coordinate distance over target")
     table = 100 * analysis.by_schedule(analysis.result(ds))
     table = table.assign_coords(distance=ds["distance"]).sortby("distance")
     for i, name in enumerate(name for name in schedules if name in table["schedule"]):
