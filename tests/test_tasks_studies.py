@@ -376,6 +376,9 @@ def test_the_best_checkpoints_results_are_used_where_they_are():
     np.testing.assert_allclose(analysis.transfer(ds), [0.75, 0.3])
     np.testing.assert_allclose(analysis.result(ds, "exact_match").mean("target"), [0.375, 0.15])
     assert "best checkpoint" in tables.table(ds)
+    ds["metric_at_best"][1] = np.nan  # kept in one run alone: no table of two meanings
+    np.testing.assert_allclose(analysis.transfer(ds), [0.5, 0.5])
+    assert "last quarter" in tables.table(ds)
 
 
 def test_the_exact_match_is_kept_from_the_same_calls():

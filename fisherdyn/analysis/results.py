@@ -19,13 +19,13 @@ GROUP_WIDTH = 0.01
 def result(ds: xr.Dataset, variable: str = "metric") -> xr.DataArray:
     """Where each run led in a metric: (run, ...) without the axis of evaluations.
 
-    As the paper has it, that of the best checkpoint on the source's development set, where fit() kept it
+    As the paper has it, that of the best checkpoint on the source's development set, where fit() kept it in all runs
     (`metric_at_best`); else the mean over the evaluations of the run's own last quarter (`FINAL`). Its attribute "of" says
     which, in words.
     """
     values = ds[variable]
     axis = "eval_step" if "eval_step" in values.dims else "step"
-    if "metric_at_best" in ds:
+    if _best_is_kept(ds):
         found = values.max(axis, keep_attrs=True) if variable == "source_metric" else ds[f"{variable}_at_best"]
         return found.assign_attrs(of="of the best checkpoint on the source's development set")
     there = values.notnull().any([name for name in values.dims if name not in (axis, "run")])
@@ -33,6 +33,13 @@ def result(ds: xr.Dataset, variable: str = "metric") -> xr.DataArray:
     return (
         values.where(late).mean(axis, keep_attrs=True).assign_attrs(of="mean over the evaluations of the last quarter")
     )
+
+
+def _best_is_kept(ds: xr.Dataset) -> bool:
+    if "metric_at_best" not in ds:
+        return False
+    kept, evaluated = (ds[name].notnull() for name in ("metric_at_best", "metric"))
+    return bool((kept | ~evaluated.any("eval_step")).all())
 
 
 def transfer(ds: xr.Dataset) -> xr.DataArray:
