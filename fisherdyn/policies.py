@@ -47,7 +47,7 @@ class Sampling:
         method: "hooks", "vmap" or, biased, "authors".
         batches: read at most this many.
         error_rate: the chance that a layer is called the best which is not, and, on average, that stopping early changes
-            the choice; 0 reads all batches.
+            the choice; 0 reads all batches, and what nothing can be wrong about is always a tie.
     """
 
     labels: str | None = None

@@ -73,7 +73,7 @@ def fit(
         steps: optimizer updates.
         lr, lr_schedule: AdamW's; "constant", or "linear" to 0.
         probe_loader: what tr(F) is measured on, the same at every record, for all layers, open or frozen.
-        selection_loader: what FUN measures on: the paper's takes the training set, so pass train_loader; None: probe_loader.
+        selection_loader: what FUN measures on; None: train_loader, as in the paper. Reading it moves no order of training.
         layers: see `resolve_layers`.
         evaluate_source: the source's development metric, taken at every record.
         evaluate: target -> metric, taken every `evaluate_every` steps (default: at the end only).
@@ -114,7 +114,7 @@ def fit(
     trained = {name: p for name, p in model.named_parameters() if name in grouped or p.requires_grad}
     parameters = list(trained.values())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    measured_on = probe_loader if selection_loader is None else selection_loader
+    measured_on = train_loader if selection_loader is None else selection_loader
     unfreezing.attach(model, optimizer, measured_on, labels=labels, together=execution.processes > 1)
     feed = Feed(train_loader, device_of(model), execution.process, execution.processes)
     journal = Journal(probe_loader, labels, seed, evaluate_source, evaluate or {})

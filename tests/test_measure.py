@@ -12,6 +12,9 @@ import two_processes
 from oracle import per_example_trace
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForQuestionAnswering,
     BertForTokenClassification,
@@ -21,7 +24,7 @@ from transformers import (
 from zoo import SMALL, specimen, tokens
 
 from fisherdyn import fisher_trace
-from fisherdyn.fisher import measure, together
+from fisherdyn.fisher import measure, padding, together
 from fisherdyn.fisher.forward import count_examples, rows_of
 from fisherdyn.layers import resolve_layers
 from fisherdyn.likelihoods import LIKELIHOODS
@@ -70,6 +73,84 @@ def test_padding_is_cut_and_nothing_changes(name, monkeypatch):
     whole = fisher_trace(model, [batch], layers=layers, labels="exact")
     assert seen[-1] == batch["input_ids"].shape[1]
     torch.testing.assert_close(found.values, whole.values, rtol=1e-9, atol=0)
+
+
+OWN = {
+    "albert": {"embedding_size": 16},
+    "deberta": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+    "distilbert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
+    "electra": {"embedding_size": 16},
+    "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2},
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
+    "qwen2": {"num_key_value_heads": 2},
+    "rembert": {"input_embedding_size": 16, "output_embedding_size": 16},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+}
+"""What some kinds call their sizes otherwise, and have beside them."""
+
+
+def _classifier(kind, **more):
+    torch.manual_seed(0)
+    size = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "num_labels": 3,
+    }
+    size |= {"vocab_size": 40, "max_position_embeddings": 40, "pad_token_id": 1}
+    config = AutoConfig.for_model(kind, **{**size, **OWN.get(kind, {}), **more})
+    return AutoModelForSequenceClassification.from_config(config).double().eval()
+
+
+def _ragged(columns):
+    torch.manual_seed(1)
+    mask = (torch.arange(columns) < torch.tensor([9, 7, 3])[:, None]).long()
+    ids = torch.randint(2, 40, (3, 9))
+    return {"input_ids": torch.where(mask > 0, nn.functional.pad(ids, (0, columns - 9)), 1), "attention_mask": mask}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # DeBERTa's
+@pytest.mark.parametrize("kind", padding.PLAIN)
+def test_padding_changes_nothing_in_plain_models(kind):
+    model = _classifier(kind)
+    assert padding.padding_changes_nothing(model, LIKELIHOODS["categorical"]())
+    torch.testing.assert_close(model(**_ragged(14)).logits, model(**_ragged(9)).logits, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("xlm", {"summary_type": "mean", "emb_dim": 16, "n_layers": 1, "n_heads": 2}),
+        ("electra", {"summary_type": "mean"}),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+        ("deberta-v2", {"conv_kernel_size": 3}),
+        ("big_bird", {"block_size": 4}),
+    ],
+)
+def test_models_that_pool_or_go_by_the_length_keep_their_padding(kind, more):
+    if kind == "electra":
+        config = AutoConfig.for_model(kind, **{**OWN[kind], **more, "hidden_size": 16, "num_attention_heads": 2})
+        model, likelihood = AutoModelForMultipleChoice.from_config(config), "choice"
+    else:
+        model, likelihood = _classifier(kind, **more), "categorical"
+    assert not padding.padding_changes_nothing(model, LIKELIHOODS[likelihood]())
+
+
+def test_rotary_frequencies_that_went_by_the_length_are_put_back():
+    model = _classifier("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0}, max_position_embeddings=8)
+    frequencies = model.model.rotary_emb.inv_freq
+    before = frequencies.clone()
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(model.model.rotary_emb.inv_freq.clone()))
+    fisher_trace(model, [_ragged(16)], layers=r"layers\.(\d+)\.")
+    assert not torch.equal(seen[-1], before)
+    assert model.model.rotary_emb.inv_freq is frequencies
+    assert torch.equal(frequencies, before)
 
 
 def test_padding_stays_where_it_counts():

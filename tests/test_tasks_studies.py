@@ -84,6 +84,7 @@ def test_a_study_trains_swaps_and_evaluates(hub, tmp_path, no_network, capsys, t
     assert (
         sorted(opened.sel(run="FUN").values.tolist()) == sorted(opened.sel(run="random").values.tolist()) == [0, 1, 2]
     )
+    assert by["selection_examples"].sel(run="FUN").max() == 16  # the training set, not what tr(F) is recorded on
     assert by["tuning"].sel(run="full") == "full"
     assert (by["num_params"].sel(run="full") > 5 * by["num_params"].sel(run="FUN")).all()
     out = capsys.readouterr().out

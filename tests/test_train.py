@@ -160,7 +160,7 @@ def test_a_loader_that_is_used_up(model, data):
 
 
 def test_the_record_says_what_each_choice_rested_on(model, data):
-    ds = run(model, data, policies.fun(), selection_loader=data)
+    ds = run(model, data, policies.fun(), probe_loader=data[:2])  # by default on the training set
     assert ds["selection_step"].values.tolist() == [4, 8, 12]
     assert ds["selection_examples"].values.tolist() == [48, 48, 0]
     assert ds["selection_tie"].dtype == np.int8

@@ -1,10 +1,13 @@
-"""The check that no architecture escapes: two examples of the first batch, each alone, by plain autograd.
+"""A check of every model, whatever its architecture: two examples of a batch, each alone, by plain autograd.
 
 Hooks read a per-example gradient off the rows of what modules see. That is wrong, without a sign of it, where a model
-mixes examples, orders their rows otherwise, or uses a weight outside its module's call. So the first time that a model is
-measured, two of its examples are run alone and differentiated in the weights themselves, and must have the norms that their
-rows were given. Cost: two plain forward and backward passes of one example, once for a model, the layers and the way their
-modules are called.
+mixes examples, orders their rows otherwise, or uses a weight outside its module's call. So the first time that a layer is
+measured, two examples are run alone and differentiated in the weights themselves, and must have the norms that their rows
+were given. Once more when the weights have changed for the first, second, fourth, eighth ... time, as a gate may have been
+shut before; and at once when modules or likelihood are others. A layer whose gradient is zero, or drowned in the others'
+rounding, was not compared: it is asked again when weights change. What a model does with some inputs only stays unseen.
+
+Cost: two plain forward and backward passes of one example each time.
 """
 
 from __future__ import annotations
@@ -23,11 +26,47 @@ from .forward import one_example
 
 USE_VMAP = 'measure it with method="vmap"'
 
-Checked = tuple[frozenset[Hashable], frozenset[tuple[str, tuple[str, ...]]]]
-"""How modules were called, and the layers whose norms were compared then."""
+Key = tuple[str, tuple[str, ...], Hashable]
+"""A layer, its parameters, and how their modules were called."""
 
-_CHECKED: WeakKeyDictionary[nn.Module, set[Checked]] = WeakKeyDictionary()
-"""Model -> what was found right. It covers fewer of the modules and layers: each one is listened to for itself."""
+
+class Memory:
+    """Of one model: what was compared, and the state that it was in.
+
+    Attributes:
+        compared: what was found right.
+        tried: sets of layers that were compared together, some of them in vain, since the weights last changed.
+    """
+
+    def __init__(self) -> None:
+        self.compared: set[Key] = set()
+        self.tried: set[frozenset[Key]] = set()
+        self.structure: Hashable = None
+        self.weights = self.changes = 0
+
+    def comes_to(self, structure: Hashable, weights: int) -> None:
+        if structure != self.structure:
+            self.compared, self.tried, self.changes = set(), set(), 0
+        elif weights != self.weights:
+            self.changes += 1
+            self.tried = set()
+            if not self.changes & (self.changes - 1):  # a power of two
+                self.compared = set()
+        self.structure, self.weights = structure, weights
+
+    def knows(self, keys: frozenset[Key]) -> bool:
+        return keys <= self.compared or keys in self.tried
+
+
+_MEMORY: WeakKeyDictionary[nn.Module, Memory] = WeakKeyDictionary()
+
+
+def before_measuring(model: nn.Module, likelihood: object) -> None:
+    """Forgets what was found right where it may no longer be so; to be called once a measurement."""
+    structure = type(likelihood), tuple(map(id, model.modules()))
+    weights = sum(0 if p.is_inference() else p._version for p in model.parameters())
+    _MEMORY.setdefault(model, Memory()).comes_to(structure, weights)
+
 
 _left_to_the_caller = False
 
@@ -50,8 +89,8 @@ class Alone:
         model, args, kwargs: as for the estimator.
         layers: layer -> its parameters.
         outputs: what the model returns -> f.
-        way: how each module was called, how often, and with how many dimensions: what is right once is right again.
-        folded: whether that is not so, and every batch has to be checked.
+        ways: how the modules of each layer were called, how often, and with how many dimensions.
+        folded: whether what is right once need not be right again, so that every batch has to be checked.
     """
 
     def __init__(
@@ -61,17 +100,13 @@ class Alone:
         kwargs: Mapping[str, Any],
         layers: Layers,
         outputs: Callable[[Any], Tensor],
-        way: frozenset[Hashable],
+        ways: list[Hashable],
         folded: bool,
     ) -> None:
         self.model, self.args, self.kwargs, self.layers, self.outputs = model, args, kwargs, layers, outputs
-        self.checks = way, frozenset((name, tuple(parameters)) for name, parameters in layers.items())
-        self.needed = not _left_to_the_caller and (folded or not self._known)
-
-    @property
-    def _known(self) -> bool:
-        way, layers = self.checks
-        return any(way <= calls and layers <= compared for calls, compared in _CHECKED.get(self.model, ()))
+        self.keys = [(name, tuple(own), way) for (name, own), way in zip(layers.items(), ways, strict=True)]
+        self.memory = _MEMORY.setdefault(model, Memory())
+        self.needed = not _left_to_the_caller and (folded or not self.memory.knows(frozenset(self.keys)))
 
     def check(self, cotangent: Tensor, norms: Tensor) -> None:
         """Compares rows of `norms` (examples, layers) with what their examples give alone: the largest, and a middle one.
@@ -82,12 +117,15 @@ class Alone:
             ValueError: they differ; names the layers.
         """
         middle = len(norms) // 2 + (len(norms) % 2 and len(norms) > 1)
-        for i in {int(norms.sum(dim=1).argmax()), middle}:
-            self._check(norms[i], self._norms(i, cotangent[i : i + 1]), cotangent.dtype)
-        if bool(norms.any()):  # where nothing has a gradient, nothing was compared
-            _CHECKED.setdefault(self.model, set()).add(self.checks)
+        rows = {int(norms.sum(dim=1).argmax()), middle}
+        told = [self._compare(norms[i], self._norms(i, cotangent[i : i + 1]), cotangent.dtype) for i in rows]
+        compared = torch.stack(told).any(dim=0).tolist()
+        self.memory.compared |= {key for key, could_tell in zip(self.keys, compared, strict=True) if could_tell}
+        if bool(norms.any()):  # else the next batch may say something
+            self.memory.tried.add(frozenset(self.keys))
 
-    def _check(self, found: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    def _compare(self, found: Tensor, truth: Tensor, dtype: torch.dtype) -> Tensor:
+        """(layers,): whether a difference would have been seen."""
         # An example alone is rounded otherwise than in a batch, and where gradients cancel there is nothing but rounding.
         share = {torch.float64: 1e-3, torch.float32: 1e-2}.get(dtype, 0.1)
         eps = torch.finfo(dtype).eps
@@ -101,6 +139,7 @@ class Alone:
                 "uses a weight outside its own module's call, as F.linear(x, layer.weight) does; "
                 f"{USE_VMAP}, which is right for the first and the last"
             )
+        return share * truth > rounding
 
     def _norms(self, i: int, cotangent: Tensor) -> Tensor:
         """(layers,): ||J_l^T c||^2 of example i, by plain autograd."""

@@ -102,11 +102,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 def generators_of(loader: Iterable) -> list[torch.Generator]:
     """Those that the order of a loader is drawn from; a loader without any draws from the global random state."""
-    owners = [
-        loader,
-        getattr(loader, "sampler", None),
-        getattr(getattr(loader, "batch_sampler", None), "sampler", None),
-    ]
+    batches = getattr(loader, "batch_sampler", None)
+    owners = [loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
     found = [getattr(owner, "generator", None) for owner in owners]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
@@ -116,16 +113,17 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
     """Evaluation mode inside; afterwards modes, buffers, random states and the loader's generators are as they were.
 
     Weights, gradients and `requires_grad` are not touched by the estimators, so they need no restoring: gradients are
-    taken with `torch.autograd.grad`. Buffers are restored, because some modules (quantisation's observers) write them
-    even in evaluation mode. torch's transformer layers must not take their fused path, which calls none of their modules.
+    taken with `torch.autograd.grad`. Buffers are restored, because some modules write them (quantisation's observers) or
+    replace them (rotary frequencies that go by the length) even in evaluation mode. torch's transformer layers must not take
+    their fused path, which calls none of their modules.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modules = list(model.modules())
+    modes = [(module, module.training) for module in modules]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    # Some modules keep tensors that are no buffers and set them anew as they are called (adapters' prompt tuning).
-    kept = [
-        (vars(module), {name: x for name, x in vars(module).items() if isinstance(x, Tensor)})
-        for module in model.modules()
-    ]
+    # Some modules keep tensors and numbers that are no buffers and set them anew as they are called.
+    kept: list[tuple[dict[str, Any], dict[str, Any]]]
+    kept = [(own, {k: x for k, x in own.items() if isinstance(x, Tensor | int | float)}) for own in map(vars, modules)]
+    kept += [(module._buffers, {**module._buffers}) for module in modules if module._buffers]
     generators = [(generator, generator.get_state()) for generator in generators_of(loader)]
     python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -135,8 +133,8 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
             yield
     finally:
         _restore_modes(modes)
-        for attributes, tensors in kept:
-            attributes.update(tensors)
+        for attributes, values in kept:
+            attributes.update(values)
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):

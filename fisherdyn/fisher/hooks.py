@@ -7,9 +7,9 @@ again, one example at a time (`replay`). Frozen parameters are measured like any
 nor touched.
 
 Unbiased given the cotangents; no variance of its own. Cost: one forward pass, and for each cotangent one backward pass
-through the activations plus the rules; for the first batch of a model, also a plain pass of two examples (`alone`), which
-finds what hooks cannot see: mixed examples, and weights that are used outside their module's call. Where a row is the same
-for all examples and the model cannot go on with one an example, the batch is measured example by example.
+through the activations plus the rules; now and then also a plain pass of two examples (`alone`), which finds what hooks
+cannot see: mixed examples, and weights that are used outside their module's call. Where a row is the same for all examples
+and the model cannot go on with one an example, the batch is measured example by example.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def squared_norms(
             return _one_by_one(partial(squared_norms, model, layers=layers, outputs=outputs), args, kwargs, columns)
         columns = list(cotangents(f))
         tape.find_lowest(f)
-        alone = Alone(model, args, kwargs, layers, outputs, tape.way, tape.folded)
+        alone = Alone(model, args, kwargs, layers, outputs, tape.ways, tape.folded)
         total = torch.zeros(examples, len(layers), device=f.device, dtype=torch.float64)
         for i, column in enumerate(columns):
             unit, size = to_unit_size(column)
@@ -195,11 +195,15 @@ class Tape:
             self._norms[layer].append(norms[short])
 
     @property
-    def way(self) -> frozenset[Hashable]:
-        """How often and with how many dimensions each module was called, for one example or several."""
-        several = self.examples > 1
-        calls = ((one.name, *(tuple(x.ndim for x in call.tensors) for call in one.calls)) for one in self.watched)
-        return frozenset((several, *of_one) for of_one in calls)
+    def ways(self) -> list[Hashable]:
+        """How often and with how many dimensions the modules of each layer were called, for one example or several."""
+        calls: list[list[Hashable]] = [[] for _ in range(self.layers)]
+        for one in self.watched:
+            dimensions = (tuple(x.ndim for x in call.tensors) for call in one.calls)
+            of_one = (one.name, self.examples > 1, *dimensions)
+            for layer in set(one.wanted.values()):
+                calls[layer].append(of_one)
+        return [frozenset(of_layer) for of_layer in calls]
 
     @property
     def folded(self) -> bool:

@@ -14,6 +14,14 @@ from .forward import Batch
 _FILL = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORED}
 """What is known to be by token, and what stands where there is none."""
 
+PLAIN = (
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "gpt2", "llama", "mistral",
+    "mpnet", "opt", "qwen2", "rembert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Model types whose tokens meet in attention alone, and there obey the mask: each is a test."""
+LENGTH_FREE = ("default", "linear", "llama3")
+"""Rotary frequencies that do not go by the length."""
+
 
 def without_padding(batch: Batch, model: nn.Module, likelihood: Likelihood | None) -> Batch:
     """A Hugging Face batch without the columns on the right that no example attends to; any other as it is.
@@ -64,14 +72,26 @@ def by_token(x: Any, ids: Tensor) -> bool:
 
 
 def padding_changes_nothing(model: nn.Module, likelihood: Likelihood | None) -> bool:
-    """Whether it is certain that no number depends on columns that no example attends to."""
-    config = getattr(model, "config", None)
+    """Whether it is certain that no number depends on columns that no example attends to.
+
+    Other models pool or hash over positions, or go by the length (Funnel, XLNet, BigBird, rotary frequencies that change
+    with it); a decoder that classifies and does not know its padding reads the last column.
+    """
+    if type(likelihood) not in (Categorical, Choice, Token, CausalLM) or not _is_known(model):
+        return False
     if type(likelihood) is Categorical and _pad_token(model) is None:
-        return False  # a decoder that does not know its padding reads the last column
-    if getattr(config, "summary_type", None) == "last" or getattr(config, "attention_type", None) == "block_sparse":
-        return False  # XLNet reads the last column; BigBird's attention goes by the length
-    mixes = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
-    return type(likelihood) in (Categorical, Choice, Token, CausalLM) and not mixes and _is_known(model)
+        return False
+    config = getattr(model, "config", None)
+    rotary = getattr(config, "rope_scaling", None) or {}
+    if getattr(config, "model_type", None) not in PLAIN or rotary.get("rope_type", "default") not in LENGTH_FREE:
+        return False
+    return not any(_sees_padding(module, config) for module in model.modules())
+
+
+def _sees_padding(module: nn.Module, config: Any) -> bool:
+    """A convolution, or a summary of the sequence by its last token or mean."""
+    summary = type(module).__name__.endswith("SequenceSummary") and config.summary_type != "first"
+    return summary or isinstance(module, nn.modules.conv._ConvNd)
 
 
 def _pad_token(model: nn.Module) -> int | None:

@@ -70,7 +70,7 @@ class Together:
             state = self.measure.generator.get_state()
             try:
                 return self.rows(self._joined(group))
-            except (ValueError, RuntimeError, IndexError):
+            except Exception:  # whatever the model raises: it may not take them together
                 self.measure.generator.set_state(state)
                 self.joins = False
         return torch.cat([self.rows(batch) for batch in group])

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..layers import LayerChoice, Layers, resolve_layers
 from ..likelihoods import LABELS, Likelihood
-from . import batch, hooks, vmap
+from . import alone, batch, hooks, vmap
 from .forward import Batch, device_of, no_trace, refuse_what_writes
 from .measure import Halving, Measure, Reading, Rows
 from .ranks import gathered, own_noise, rank
@@ -156,6 +156,8 @@ def fisher_trace(
     if generator is None:
         generator = own_noise(torch.Generator().manual_seed(0))
     estimate = _estimator(method, labels, generator)
+    if method == "hooks":
+        alone.before_measuring(model, reading.likelihood)
     measure = Measure(model, chosen, reading, estimate, labels, generator, device)
     rows: Rows = Halving(measure) if method in BY_EXAMPLE else measure
     if sampling == "importance":
