@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 import two_processes
 from oracle import per_example_trace
 from torch import nn
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     AutoConfig,
     AutoModelForMultipleChoice,
@@ -275,8 +276,7 @@ def test_a_model_that_reads_the_last_column_is_not_padded():
 def test_what_a_model_cannot_take_together_is_measured_one_by_one():
     class Three(nn.Linear):
         def forward(self, x):
-            if len(x) > 3:
-                raise RuntimeError(f"expected at most 3 examples, got {len(x)}")
+            assert len(x) <= 3
             return super().forward(x)
 
     torch.manual_seed(0)
@@ -318,6 +318,20 @@ def test_it_stops_when_told_enough_and_leaves_the_rest_of_a_loader():
     found = fisher_trace(_mlp(), batches, enough=lambda read: read.batches >= 3 and len(read.values) == read.examples)
     assert (found.batches, found.examples) == (4, 12)
     assert len(list(batches)) == 36
+
+
+def test_a_batch_samplers_own_generator_is_put_back():
+    class Buckets(Sampler):
+        def __init__(self) -> None:
+            self.generator = torch.Generator().manual_seed(0)
+
+        def __iter__(self):
+            yield from torch.randperm(12, generator=self.generator).split(4)
+
+    loader = DataLoader(list(torch.randn(12, 5, dtype=torch.float64)), batch_sampler=Buckets())
+    before = loader.batch_sampler.generator.get_state()
+    fisher_trace(_mlp(), loader)
+    assert torch.equal(loader.batch_sampler.generator.get_state(), before)
 
 
 # Memory

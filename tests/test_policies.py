@@ -164,6 +164,14 @@ def test_a_verdict_is_predicted_as_often_as_it_comes(lead, part):
     assert abs(selection._establishes(lead, 2.5, part) - p) < 4 * (p * (1 - p) / len(drift)) ** 0.5 + 2e-3
 
 
+def test_few_examples_establish_nothing():
+    """However clear the lead: 5 batches of 12 are 60, and 5 of 13 are 65."""
+    values = exponential([1.0, 9.0])(np.random.default_rng(0), 65)
+    few, enough = _choose(values[:60], batch=12), _choose(values, batch=13)
+    assert (few.confidence, few.tie) == (0.0, True)
+    assert (enough.confidence > 0.99, enough.tie) == (True, False)
+
+
 def test_every_distribution_of_the_winner_keeps_the_level_for_one():
     """Equal expectations, normal means with any covariance: some layer leads all by 1.96 in at most 5 % of draws."""
     rng = np.random.default_rng(0)

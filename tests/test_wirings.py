@@ -14,6 +14,7 @@ from zoo import SMALL, tokens
 
 from fisherdyn import fisher_trace
 from fisherdyn.fisher import alone
+from fisherdyn.likelihoods import Categorical
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # checkpointing, under no_grad
@@ -68,23 +69,155 @@ def test_a_certain_example_proves_nothing(labels):
         fisher_trace(model, [x], layers={"body": ("body.weight",)}, labels=labels)
 
 
-def test_what_was_compared_once_is_not_compared_again(monkeypatch):
-    """Fewer layers of a model that was found right are right; more of them, or the modules called otherwise, are not."""
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(8, 6)
-    layers = {name: (f"{name}.weight", f"{name}.bias") for name in ("0", "2")}
-    compared, plain = [], alone.Alone._norms
-    monkeypatch.setattr(alone.Alone, "_norms", lambda *args: compared.append(1) or plain(*args))
+# When the comparison with plain autograd is made again
 
-    def passes(batch, *names):
+LAYERS = {name: (f"{name}.weight", f"{name}.bias") for name in ("0", "2")}
+APART = "one example alone has another gradient"
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """Grows by one for every example that is run alone."""
+    made, plain = [], alone.Alone._norms
+    monkeypatch.setattr(alone.Alone, "_norms", lambda *args: made.append(1) or plain(*args))
+    return made
+
+
+def _small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(8, 6)
+
+
+def test_what_was_compared_once_is_not_compared_again(compared):
+    """Fewer layers of a model that was found right are right; more of them, or the modules called otherwise, are not."""
+    model, x = _small()
+
+    def examples(batch, *names):
         compared.clear()
-        fisher_trace(model, [batch], layers={name: layers[name] for name in names})
+        fisher_trace(model, [batch], layers={name: LAYERS[name] for name in names})
         return len(compared)
 
-    assert passes(x, "0") == 2
-    assert passes(x, "0", "2") == 2
-    assert [passes(x, "0", "2"), passes(x, "2"), passes(x, "0")] == [0, 0, 0]
-    assert passes(x[:1], "0") > 0
+    assert examples(x, "0") == 2
+    assert examples(x, "0", "2") == 2
+    assert [examples(x, "0", "2"), examples(x, "2"), examples(x, "0")] == [0, 0, 0]
+    assert examples(x[:1], "0") > 0
     compared.clear()
-    fisher_trace(model, [x], layers={"together": layers["0"] + layers["2"]})  # a sum may hide what its parts do not
+    fisher_trace(model, [x], layers={"together": LAYERS["0"] + LAYERS["2"]})  # a sum may hide what its parts do not
     assert len(compared) == 2
+
+
+def test_it_is_compared_again_ever_more_rarely_as_weights_change(compared):
+    model, x = _small()
+    optimizer, again = torch.optim.SGD(model.parameters(), lr=1e-3), []
+    for change in range(17):
+        compared.clear()
+        for _ in range(2):
+            fisher_trace(model, [x], layers=LAYERS)
+        if compared:
+            again.append(change)
+            assert len(compared) == 2  # the second time nothing has changed
+        model(x).sum().backward()
+        optimizer.step()
+    assert again == [0, 1, 2, 4, 8, 16]
+
+
+class Adapter(nn.Module):
+    """Its lower half is used outside its call too, and has no gradient until the upper half is no longer zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up, self.head = nn.Linear(6, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.down(x) + nn.functional.linear(x.relu(), self.down.weight)
+        return self.head(x + self.up(z.tanh()))
+
+
+def test_a_gradient_of_zero_proves_nothing():
+    torch.manual_seed(0)
+    model, x = Adapter(), torch.randn(8, 6)
+    layers = {name: (f"{name}.weight",) for name in ("down", "up", "head")}
+    for _ in range(3):  # the third change of weights is none at which all is forgotten
+        assert fisher_trace(model, [x], layers=layers).trace[0] == 0
+        with torch.no_grad():
+            model.head.weight.mul_(1.1)
+    with torch.no_grad():
+        model.up.weight.normal_()
+    with pytest.raises(ValueError, match=rf"layer\(s\) down: {APART}"):
+        fisher_trace(model, [x], layers=layers)
+
+
+def test_what_drowns_in_a_large_layers_rounding_was_not_compared():
+    torch.manual_seed(0)
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.head = nn.Linear(6, 6, bias=False), nn.Linear(6, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.small(x) + nn.functional.linear(x.flip(-1), self.small.weight)
+            return self.head(x + 0.03 * z.tanh())
+
+    model, x = Small().bfloat16(), torch.randn(8, 6, dtype=torch.bfloat16)
+    small, head = ({name: (f"{name}.weight",)} for name in ("small", "head"))
+    fisher_trace(model, [x], layers=small | head)
+    with pytest.raises(ValueError, match=rf"layer\(s\) small: {APART}"):
+        fisher_trace(model, [x], layers=small)
+
+
+class Gated(nn.Module):
+    """Mixes examples as soon as its gate opens (ReZero), or its middle is another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mid, self.head = nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.mid(self.body(x))
+        return self.head(h + self.gate * (h - h.mean(dim=0)))
+
+
+class Centred(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return h - 0.9 * h.mean(dim=0)
+
+
+def test_a_gate_that_opens_and_a_module_that_is_replaced_are_found():
+    layers = {name: (f"{name}.weight",) for name in ("body", "head")}
+    for change in ("gate", "module"):
+        torch.manual_seed(0)
+        model, x = Gated(), torch.randn(8, 6)
+        fisher_trace(model, [x], layers=layers)
+        if change == "gate":
+            with torch.no_grad():
+                model.gate.fill_(2.0)
+        else:
+            model.mid = Centred()
+        with pytest.raises(ValueError, match=APART):
+            fisher_trace(model, [x], layers=layers)
+
+
+def test_another_likelihood_may_read_another_output():
+    class Second(Categorical):
+        def outputs(self, output):
+            return output[1]
+
+    torch.manual_seed(0)
+    model, x = Mixed(), torch.randn(8, 6)
+    layers = {name: (f"{name}.weight",) for name in ("body", "head")}
+    fisher_trace(model, [x], layers=layers)
+    with pytest.raises(ValueError, match=APART):
+        fisher_trace(model, [x], layers=layers, likelihood=Second())
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(x).tanh()
+        return self.head(h), self.head(h - h.mean(dim=0))
