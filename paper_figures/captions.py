@@ -7,6 +7,8 @@ from pathlib import Path
 
 import xarray as xr
 
+from fisherdyn import analysis
+
 FILE = "captions.md"
 SHOWN = {
     "fig1": """Which task adapters are open at which step: a) standard training, b) gradual unfreezing, c) unfreezing by
@@ -50,7 +52,8 @@ def _described(path: Path, ds: xr.Dataset) -> str:
     span = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
     settings = [f"{key} {ds.attrs[key]:g}" for key in ("steps", "interval", "lr") if key in ds.attrs]
     made = [f"{key} {ds.attrs[key]}" for key in ("study", "task", "estimator", "revision") if key in ds.attrs]
-    return ", ".join([path.name, f"{ds.sizes['run']} runs", span, *settings, *made])
+    results = f"results: {analysis.result(ds).attrs['of']}"
+    return ", ".join([path.name, f"{ds.sizes['run']} runs", span, *settings, *made, results])
 
 
 def write(folder: Path, found: dict[str, str]) -> Path:

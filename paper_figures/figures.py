@@ -40,8 +40,12 @@ def fig2(ds: xr.Dataset | None = None) -> Figure:
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         if ds is not None and ours is not None:
             plots.forest(axes[2], ours)
-            axes[2].set_title(f"ours: {_task(ds)}, {ours.attrs['seeds']} seeds")
+            axes[2].set_title(f"ours: {_task(ds)}, {_seeds(ours.attrs['seeds'])}")
         return figure
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' if n > 1 else ''}"
 
 
 def _published_gaps(ax: Axes, model: str) -> None:
@@ -65,7 +69,7 @@ def _methods(ds: xr.Dataset) -> xr.Dataset:
     baseline = full[0] if full else STANDARD
     if baseline not in names or len(names) < 2:
         raise ValueError(f"no standard training beside another of the paper's methods, only {', '.join(schedules(ds))}")
-    return analysis.compare(analysis.transfer(_only(ds, names)), baseline)
+    return analysis.compare(_only(analysis.results(ds), names)["transfer"], baseline)
 
 
 def fig3(ds: xr.Dataset) -> Figure:

@@ -47,11 +47,15 @@ def build(number: int, ds: xr.Dataset | None = None) -> Table:
     """Table `number` of the paper, with a sweep's methods below it if one is given.
 
     Raises:
-        ValueError: the sweep has not the methods that the table compares.
+        ValueError: the sweep has not the methods that the table compares, or several numbers of training examples where the
+            table has one (or one where it has several).
     """
     found = published.table("languages" if number == 6 else f"table{number}")
-    ours = [] if ds is None else [(_ours_by_size if number in (1, 12) else _ours)(ds, COMPARED[number])]
-    return Table(TITLES[number], _BLOCKS[number](found) + ours, _notes(found))
+    blocks = _BLOCKS[number]
+    if ds is None:
+        return Table(TITLES[number], blocks(found), _notes(found))
+    ours = (_ours_by_size if blocks is _by_size else _ours)(ds, COMPARED[number])
+    return Table(TITLES[number], [*blocks(found), ours], _notes(found))
 
 
 TITLES = {
@@ -112,9 +116,9 @@ def _by_language(found: pd.DataFrame) -> list[Block]:
 def _by_size(found: pd.DataFrame) -> list[Block]:
     blocks = []
     for dataset, part in found.groupby("dataset", sort=False):
-        sizes = list(dict.fromkeys(part["train_examples"]))
-        header = [f"{dataset} ({_units(part)})", *(f"{int(size) // 1000}K" for size in sizes)]
-        rows = [[name, *(_cell(one[one["train_examples"] == size]) for size in sizes)] for name, one in _rows(part)]
+        of = list(dict.fromkeys(part["train_examples"]))
+        header = [f"{dataset} ({_units(part)})", *(f"{int(size) // 1000}K" for size in of)]
+        rows = [[name, *(_cell(one[one["train_examples"] == size]) for size in of)] for name, one in _rows(part)]
         blocks.append(Block(header, rows))
     return blocks
 
@@ -156,56 +160,67 @@ _BLOCKS = {
 def _ours(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
     """A sweep's methods as Table 2 has them: source, the target that is lowest in the first, average and 95 %."""
     refuse_several_sizes(ds)
-    ds, names = _only(ds, methods)
-    source = 100 * analysis.by_schedule(analysis.result(ds, "source_metric"))
-    targets = _targets(ds)
+    names = _names(ds, methods)
+    by = {str(name): analysis.by_schedule(values) for name, values in _percentages(ds, names).items()}
+    targets = [by[name] for name in TARGETS if name in by]
     low = targets[0].sel(schedule=names[0]).mean("seed").idxmin("target").item()
     rows = [
         [
             plots.label(name),
-            f"{float(source.sel(schedule=name).mean()):.1f}",
+            f"{float(by['source'].sel(schedule=name).mean()):.1f}",
             " / ".join(f"{float(one.sel(schedule=name, target=low).mean()):.1f}" for one in targets),
             _average(targets, name),
         ]
         for name in names
     ]
     heading = "Source (F1)" if len(targets) > 1 else "Source"
-    return Block([_our_title(ds, targets), heading, f"Lowest ({low})", "Average"], rows, rank=True)
+    return Block([_our_title(ds, [targets]), heading, f"Lowest ({low})", "Average"], rows, rank=True)
 
 
 def _ours_by_size(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
     """A sweep's methods as Tables 1 and 12 have them: average and 95 % with each number of training examples."""
     if len(of := sizes(ds)) < 2:
-        raise ValueError("one number of training examples only, not several as a low-resource sweep")
-    ds, names = _only(ds, methods)
-    parts = [_targets(ds.isel(run=np.flatnonzero(ds["train_examples"].values == size))) for size in of]
+        raise ValueError("runs with one number of training examples only: these tables are of a low-resource sweep")
+    names = _names(ds, methods)
+    found, parts = _percentages(ds, names), []
+    for size in of:
+        some = found.isel(run=np.flatnonzero(found["train_examples"].values == size))
+        parts.append([analysis.by_schedule(some[name]) for name in TARGETS if name in some])
     rows = [[plots.label(name), *(_average(targets, name) for targets in parts)] for name in names]
-    return Block([_our_title(ds, parts[0]), *map(str, of)], rows)
+    return Block([_our_title(ds, parts), *map(str, of)], rows)
 
 
-def _only(ds: xr.Dataset, methods: tuple[str, ...]) -> tuple[xr.Dataset, list[str]]:
-    """The runs of schedules that are among the methods, and those schedules in the methods' order."""
+TARGETS = ("target_result", "exact_match")
+"""Accuracy, or F1 and exact match."""
+
+
+def _names(ds: xr.Dataset, methods: tuple[str, ...]) -> list[str]:
+    """Of the schedules that are among the methods, in their order."""
     names = sorted((n for n in schedules(ds) if plots.label(n) in methods), key=lambda n: methods.index(plots.label(n)))
     if len(names) < 2:
         raise ValueError(f"no two of {', '.join(methods)}, only {', '.join(schedules(ds))}")
-    return ds.isel(run=np.flatnonzero(np.isin(ds["schedule"].values, names))), names
+    return names
 
 
-def _targets(ds: xr.Dataset) -> list[xr.DataArray]:
-    """(schedule, seed, target), in %: accuracy, or F1 and exact match."""
-    metrics = ["metric", "exact_match"] if "exact_match" in ds else ["metric"]
-    return [100 * analysis.by_schedule(analysis.result(ds, metric)) for metric in metrics]
+def _percentages(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
+    """Results of the runs of these schedules; what a result is goes by the whole sweep."""
+    found = 100 * analysis.results(ds)
+    return found.isel(run=np.flatnonzero(np.isin(found["schedule"].values, names)))
 
 
 def _average(targets: list[xr.DataArray], name: str) -> str:
     """Over targets, with half of the 95 % interval over seeds."""
-    means = [analysis.mean_interval(one.sel(schedule=name).mean("target").values) for one in targets]
+    if name not in targets[0]["schedule"]:
+        return "-"  # not run yet
+    means = [analysis.mean_interval(one.sel(schedule=name).mean("target", skipna=False).values) for one in targets]
     return " / ".join(f"{mean.estimate:.1f}" + (f" ± {mean.half:.1f}" if mean.n > 1 else "") for mean in means)
 
 
-def _our_title(ds: xr.Dataset, targets: list[xr.DataArray]) -> str:
-    metric, seeds = "F1 / EM" if len(targets) > 1 else "accuracy", targets[0].sizes["seed"]
-    return f"Ours: {ds.attrs.get('task', 'sweep')} ({metric}, %; ± 95 %, {seeds} seed{'s' if seeds > 1 else ''})"
+def _our_title(ds: xr.Dataset, parts: list[list[xr.DataArray]]) -> str:
+    metric = "F1 / EM" if len(parts[0]) > 1 else "accuracy"
+    few, many = (pick(targets[0].sizes["seed"] for targets in parts) for pick in (min, max))
+    seeds = f"{few} seed{'s' if few > 1 else ''}" if few == many else f"{few} to {many} seeds"
+    return f"Ours: {ds.attrs.get('task', 'a sweep')} ({metric}, %; ± 95 %, {seeds})"
 
 
 def _notes(found: pd.DataFrame) -> list[str]:

@@ -13,7 +13,7 @@ from .correlations import correlation, rank_correlation
 from .curves import learning_curve, learning_curve_se, per_open_layer, smooth, to_unit
 from .interval import Interval, adjusted
 from .power import detectable, points_needed, power, seeds_needed
-from .results import FINAL, GROUP_WIDTH, by_schedule, groups, result, summarise, transfer
+from .results import FINAL, GROUP_WIDTH, by_schedule, groups, result, results, summarise, transfer
 from .schedules import averaged_schedule, distance_from_top_down, opening_order
 from .shape import area, learning_period, peak, shape, shape_from_errors, width
 
@@ -32,6 +32,7 @@ __all__ = [
     "FINAL",
     "GROUP_WIDTH",
     "result",
+    "results",
     "transfer",
     "summarise",
     "by_schedule",

@@ -118,6 +118,8 @@ def transfer_correlations(
         words, or "".
     """
     transfer = by_schedule(summary["transfer"])
+    if transfer.sizes["schedule"] < 2:
+        raise ValueError(f"one schedule, {transfer['schedule'].item()}: a correlation across schedules needs several")
     tables = {name: by_schedule(summary[name]) for name in quantities}
     other = {"peak": "width", "width": "peak"}
     measures = ("pearson", "spearman", "kendall", "partial", "mixed")
@@ -158,7 +160,9 @@ def _with_power(
     said = []
     if schedules < needed_schedules:
         said.append(f"{schedules} schedules, {needed_schedules} needed to find a correlation of {OF_INTEREST:g}")
-    for name, value in zip(tables, needed, strict=True):
+    if seeds < 2:
+        said.append("one seed: what schedules differ by cannot be told from noise")
+    for name, value in zip(tables, needed if seeds > 1 else [], strict=seeds > 1):
         if math.isnan(value):
             said.append(f"{name}: schedules do not differ beyond noise, no number of seeds can be named")
         elif value > seeds:

@@ -44,8 +44,14 @@ def over_seeds(values: xr.DataArray) -> xr.DataArray:
 
 
 def paired_difference(values: xr.DataArray, first: str, second: str) -> Interval:
-    """Schedule `first` minus `second` of a per-run value, paired by seed."""
+    """Schedule `first` minus `second` of a per-run value, paired by seed.
+
+    Raises:
+        ValueError: there is no such schedule.
+    """
     table = by_schedule(values)
+    if unknown := {first, second} - set(table["schedule"].values.tolist()):
+        raise ValueError(f"no runs of {', '.join(sorted(unknown))}, only of {', '.join(table['schedule'].values)}")
     return mean_interval((table.sel(schedule=first) - table.sel(schedule=second)).values)
 
 
@@ -58,8 +64,9 @@ def compare(values: xr.DataArray, baseline: str = "standard", of_interest: float
 
     Returns:
         Over schedule: difference, low, high (95 %, each for itself), p (paired t), p_adjusted (over all schedules) and
-        seeds_needed (for `of_interest` at 80 % power, from the spread that was found; NaN with one seed). Attributes:
-        seeds, baseline, of_interest, and underpowered: what needs more seeds, in words, or "".
+        seeds_needed (for `of_interest` at 80 % power, from the spread that was found; NaN with one seed, infinite beyond
+        100,000). All are NaN where a run has no value. Attributes: seeds, baseline, of_interest, and underpowered: what
+        needs more seeds, in words, or "".
 
     Raises:
         ValueError: no run of the baseline, or none of anything else.
@@ -71,7 +78,7 @@ def compare(values: xr.DataArray, baseline: str = "standard", of_interest: float
     differences = (table.sel(schedule=names) - table.sel(schedule=baseline)).transpose("schedule", "seed").values
     rows = [mean_interval(row) for row in differences]
     n = table.sizes["seed"]
-    needed = [seeds_needed(of_interest, float(np.std(row, ddof=1))) if n > 1 else math.nan for row in differences]
+    needed = [_needed(of_interest, row) for row in differences]
     columns = {
         "difference": [row.estimate for row in rows],
         "low": [row.low for row in rows],
@@ -88,12 +95,29 @@ def compare(values: xr.DataArray, baseline: str = "standard", of_interest: float
     return found.assign_attrs(seeds=n, baseline=baseline, of_interest=of_interest, underpowered=said)
 
 
+def _needed(of_interest: float, differences: np.ndarray) -> float:
+    sd = float(np.std(differences, ddof=1)) if len(differences) > 1 else math.nan
+    if math.isnan(sd):
+        return math.nan
+    try:
+        return seeds_needed(of_interest, sd)
+    except ValueError:  # more than anybody has
+        return math.inf
+
+
 def order_effect(values: xr.DataArray) -> tuple[float, float, float]:
-    """Whether schedules differ: a two-way table (schedule, seed) without interaction.
+    """Whether schedules differ: a two-way table (schedule, seed) without interaction, as `by_schedule` makes it.
 
     Returns:
-        sd of the schedules' means; sd of one run around schedule and seed; p of the F test (1 where all are equal).
+        sd of the schedules' means; sd of one run around schedule and seed; p of the F test (1 where all are equal). NaN
+        where a run has no value.
     """
+    if set(values.dims) != {"schedule", "seed"}:
+        raise ValueError(
+            f"expected the table of by_schedule, (schedule, seed), got ({', '.join(map(str, values.dims))})"
+        )
+    if bool(values.isnull().any()):
+        return math.nan, math.nan, math.nan
     schedules, seeds = values.sizes["schedule"], values.sizes["seed"]
     between = float(values.mean("seed").std(ddof=1))
     residual = values - values.mean("seed") - values.mean("schedule") + values.mean()

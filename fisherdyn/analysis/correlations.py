@@ -77,7 +77,7 @@ def correlation(
     low, high = (
         boot.confidence_interval if method != "pearson" else students_interval(found, boot.bootstrap_distribution, n)
     )
-    return Interval(found, float(low), float(high), n, p)
+    return Interval(found, max(float(low), -1.0), min(float(high), 1.0), n, p)
 
 
 def _share_as_strong(found: float, null: np.ndarray, n: int) -> float:

@@ -16,6 +16,8 @@ def power(difference: float, sd: float, n: int, alpha: float = ALPHA) -> float:
     """Power of the two-sided paired t-test of n seeds, where the differences' mean and sd are these (noncentral F)."""
     if n < 2:
         return 0.0
+    if sd == 0:
+        return float(difference != 0)
     return float(stats.ncf.sf(stats.f.isf(alpha, 1, n - 1), 1, n - 1, n * (difference / sd) ** 2))
 
 
@@ -48,6 +50,8 @@ def seeds_needed(difference: float, sd: float, at: float = POWER, alpha: float =
 
 def detectable(sd: float, n: int, at: float = POWER, alpha: float = ALPHA) -> float:
     """The smallest paired difference that n seeds find with power `at`; infinite for fewer than 2."""
+    if sd < 0:
+        raise ValueError(f"expected an sd of at least 0, got {sd}")
     if n < 2:
         return math.inf
     if sd == 0:

@@ -43,16 +43,23 @@ def _best_is_kept(ds: xr.Dataset) -> bool:
 
 
 def transfer(ds: xr.Dataset) -> xr.DataArray:
-    """Mean `result` over the targets (the source is not among them): (run,)."""
-    found = result(ds).mean("target")
-    found.attrs = {"long_name": "mean transfer over target languages", "units": "1"}
-    return found
+    """Mean `result` over the targets (the source is not among them): (run,). NaN where a target was not evaluated."""
+    found = result(ds)
+    said = {"long_name": "mean transfer over target languages", "units": "1", "of": found.attrs["of"]}
+    return found.mean("target", skipna=False).assign_attrs(said)
+
+
+def results(ds: xr.Dataset) -> xr.Dataset:
+    """What each run led to, 0 to 1: source, transfer (run), target_result and, of extraction, exact_match (run, target)."""
+    found = {"source": result(ds, "source_metric"), "target_result": result(ds), "transfer": transfer(ds)}
+    if "exact_match" in ds:
+        found["exact_match"] = result(ds, "exact_match")
+    return xr.Dataset(found)
 
 
 def summarise(ds: xr.Dataset) -> xr.Dataset:
     """What a run comes to, over run: source, transfer, each target, and all of `shape`."""
-    results = {"source": result(ds, "source_metric"), "transfer": transfer(ds), "target_result": result(ds)}
-    return xr.Dataset({**results, **shape(learning_curve(ds))})
+    return xr.Dataset({**results(ds), **shape(learning_curve(ds))})
 
 
 def groups(transfer_of: dict[str, float], within: float = GROUP_WIDTH) -> list[list[str]]:
@@ -76,14 +83,17 @@ def by_schedule(values: xr.DataArray) -> xr.DataArray:
     """(run, ...) with coordinates schedule and seed -> (schedule, seed, ...), of the seeds that every schedule has.
 
     Raises:
-        ValueError: no seed is complete, or there are several runs of one schedule and seed.
+        ValueError: no run, no seed that is complete, or several runs of one schedule and seed.
     """
     runs = Counter(zip(values["schedule"].values.tolist(), values["seed"].values.tolist(), strict=True))
-    (schedule, seed), most = runs.most_common(1)[0]
-    if most > 1:
+    if not runs:
+        raise ValueError("no run is left: select schedules that there are")
+    if several := [run for run, times in runs.items() if times > 1]:
+        (schedule, seed), known = several[0], ("run", "schedule", "seed")
+        differ = ", ".join(str(name) for name, x in values.coords.items() if x.dims == ("run",) and name not in known)
         raise ValueError(
-            f"{most} runs of {schedule!r} with seed {seed}, expected one of each schedule and seed: select by what they "
-            "differ in, such as ds.isel(run=(ds.train_examples == 1000).values)"
+            f"{runs[several[0]]} runs of {schedule!r} with seed {seed}, expected one of each schedule and seed: select by "
+            f"what they differ in ({differ or 'no coordinate says what'})"
         )
     order = list(dict.fromkeys(values["schedule"].values.tolist()))
     present = xr.ones_like(values["seed"], dtype=int).set_index(run=["schedule", "seed"]).unstack("run", fill_value=0)

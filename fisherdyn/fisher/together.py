@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,11 +81,10 @@ class Together:
         shapes = _shapes(first)
         if type(first) is not type(second) or shapes is None or shapes != _shapes(second):
             return False
-        columns = columns_in(first), columns_in(second)
-        if None in columns or columns[0] == columns[1]:
-            return columns[0] == columns[1]
-        few, many = sorted(cast(tuple[int, int], columns))
-        return many <= WIDER * few and self._may_be_padded
+        one, other = columns_in(first), columns_in(second)
+        if one is None or other is None or one == other:
+            return True
+        return max(one, other) <= WIDER * min(one, other) and self._may_be_padded
 
     @cached_property
     def _may_be_padded(self) -> bool:

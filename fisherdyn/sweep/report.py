@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import xarray as xr
 
 from .. import analysis, plots
 from .studies import STANDARD, TOP_DOWN
+from .wording import against_standard, half
 
 
 def table(ds: xr.Dataset) -> str:
@@ -53,7 +53,8 @@ def findings(ds: xr.Dataset) -> str:
     names = transfer["schedule"].values.tolist()
     said = []
     if STANDARD in names and TOP_DOWN in names:
-        said += against(found, STANDARD, [TOP_DOWN])
+        both = np.isin(found["schedule"].values, [STANDARD, TOP_DOWN])
+        said += against_standard({"": found.isel(run=both)})
     orders = [name for name in names if name != STANDARD]
     if len(orders) > 1:
         said.append(_spread(transfer.sel(schedule=orders)))
@@ -63,42 +64,6 @@ def findings(ds: xr.Dataset) -> str:
         said.append(_hill(found))
     said.append(_by_distance(ds))
     return "\n".join(f"- {sentence}" for sentence in said if sentence)
-
-
-def half(x: analysis.Interval) -> str:
-    return "(one seed)" if x.n < 2 else f"± {x.half:.1f}"
-
-
-def _points(x: analysis.Interval) -> str:
-    if x.n < 2:
-        return f"{100 * x.estimate:+.1f} points (one seed: no interval)"
-    return f"{100 * x.estimate:+.1f} points [{100 * x.low:+.1f}, {100 * x.high:+.1f}], p = {x.p:.2g}, {x.n} seeds"
-
-
-def against(found: xr.Dataset, baseline: str, names: Sequence[str]) -> list[str]:
-    """Whether each of the schedules transfers better than the baseline: source and transfer over run, paired by seed.
-
-    By the paired t-test, p corrected for the number of schedules (false discovery rate); the intervals are each for itself.
-    """
-    transfer = [analysis.paired_difference(found["transfer"], name, baseline) for name in names]
-    corrected = analysis.adjusted(np.array([one.p for one in transfer]))
-    return [
-        _compared(name, baseline, one, p, len(names), analysis.paired_difference(found["source"], name, baseline))
-        for name, one, p in zip(names, transfer, corrected, strict=True)
-    ]
-
-
-def _compared(
-    name: str, baseline: str, transfer: analysis.Interval, p: float, n: int, source: analysis.Interval
-) -> str:
-    if transfer.n < 2:
-        verdict = f"Not answered with one seed: whether {name} transfers better than {baseline}"
-    elif p >= 0.05:
-        verdict = f"Not found: a difference in transfer between {name} and {baseline}"
-    else:
-        verdict = f"Found: {name} transfers {'better' if transfer.estimate > 0 else 'worse'} than {baseline}"
-    correction = f" ({p:.2g} corrected for {n} comparisons)" if n > 1 and transfer.n > 1 else ""
-    return f"{verdict}, paired over seeds: {_points(transfer)}{correction}. On the source: {_points(source)}."
 
 
 def _spread(transfer: xr.DataArray) -> str:
@@ -125,8 +90,9 @@ def _correlated(found: xr.Dataset, orders: list[str], name: str, what: str) -> s
         verdict = f"Not found: that the {what} of tr(F)'s peak goes with transfer"
     else:
         verdict = f"Found: the {what} of tr(F)'s peak goes {'with' if rho.estimate > 0 else 'against'} transfer"
-    censored = int(found["censored"].sum()) if name == "width" else 0
-    note = f"; {censored} of {found.sizes['run']} widths are lower bounds" if censored else ""
+    runs = np.isin(found["schedule"].values, orders)
+    censored = int(found["censored"].isel(run=runs).sum()) if name == "width" else 0
+    note = f"; {censored} of {runs.sum()} widths are lower bounds" if censored else ""
     return (
         f"{verdict} across the {rho.n} orders, each from one half of the seeds: Spearman {rho.estimate:+.2f} "
         f"[{rho.low:+.2f}, {rho.high:+.2f}], permutation p = {rho.p:.2g}{note}."

@@ -1,4 +1,4 @@
-"""What `compare`, `low-resource` and `reverse` say: the rows of the paper's Tables 2, 1 and 12, and 11, with intervals."""
+"""What a study of methods says (all but `permutations`): rows as in the paper's Tables 1, 2, 11 and 12, with intervals."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import xarray as xr
 
 from .. import analysis
-from .report import against, half
-from .studies import STANDARD
+from .wording import against_standard, half
 
 PAPERS_NAMES = {
     "standard": "Ada",
@@ -24,33 +23,42 @@ PAPERS_NAMES = {
 
 
 def table(ds: xr.Dataset) -> str:
-    """One row a method (and number of training examples), as Markdown; percentages, with 95 % intervals over seeds."""
-    found = _results(ds)
-    metric = "F1" if "exact_match" in ds else "accuracy"
-    rows = [
-        f"| schedule | in the paper | training examples | source {metric} % | lowest target % | mean over targets % (95 %) |"
-        + (" exact match % |" if "exact_match" in found else ""),
-        "|---|---|---|---|---|---|" + ("---|" if "exact_match" in found else ""),
-    ]
+    """One row a schedule (and number of training examples), as Markdown; percentages, with 95 % intervals over seeds.
+
+    Of the seeds that all rows with as many training examples have.
+    """
+    found = analysis.results(ds)
+    metric = "F1" if "exact_match" in found else "accuracy"
+    header = ["schedule", "in the paper", "training examples", f"source {metric} %", "lowest target %"]
+    header += ["mean over targets % (95 %)", *(["exact match %"] if "exact_match" in found else [])]
+    rows, seeds = [header], set()
     for size, some in _by_size(found):
-        for name in dict.fromkeys(some["schedule"].values.tolist()):
-            one = some.isel(run=np.flatnonzero(some["schedule"].values == name))
-            transfer = analysis.mean_interval(100 * one["transfer"].values)
-            targets = 100 * one["target_result"].mean("run")
-            exact = f" {100 * float(one['exact_match'].mean()):.2f} |" if "exact_match" in one else ""
+        by = {str(name): 100 * analysis.by_schedule(values) for name, values in some.items()}
+        seeds.add(by["transfer"].sizes["seed"])
+        for name in by["transfer"]["schedule"].values.tolist():
+            one = {key: values.sel(schedule=name) for key, values in by.items()}
+            transfer, target = analysis.mean_interval(one["transfer"].values), one["target_result"].mean("seed")
             rows.append(
-                f"| {name} | {PAPERS_NAMES.get(name, '')} | {size or 'all'} | {100 * float(one['source'].mean()):.2f} "
-                f"| {targets.idxmin('target').item()} {float(targets.min()):.2f} "
-                f"| {transfer.estimate:.2f} {half(transfer)} |{exact}"
+                [
+                    name,
+                    PAPERS_NAMES.get(name, ""),
+                    str(size or "all"),
+                    f"{float(one['source'].mean()):.2f}",
+                    f"{target.idxmin('target').item()} {float(target.min()):.2f}",
+                    f"{transfer.estimate:.2f} {half(transfer)}",
+                    *([f"{float(one['exact_match'].mean()):.2f}"] if "exact_match" in one else []),
+                ]
             )
-    return "\n".join([*rows, "", _footnote(ds)])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:], "", _footnote(ds, seeds)])
 
 
-def _footnote(ds: xr.Dataset) -> str:
+def _footnote(ds: xr.Dataset, used: set[int]) -> str:
     seeds = len(set(ds["seed"].values.tolist()))
+    shared = "" if used == {seeds} else f" (those that all rows have: {' or '.join(map(str, sorted(used)))})"
     said = [
-        f"{ds.sizes['run']} runs, {seeds} {'seed' if seeds == 1 else 'seeds'}. Results: {analysis.result(ds).attrs['of']}; "
-        f"targets: {', '.join(map(str, ds['target'].values))}."
+        f"{ds.sizes['run']} runs, {seeds} {'seed' if seeds == 1 else 'seeds'}{shared}. Results: "
+        f"{analysis.result(ds).attrs['of']}; targets: {', '.join(map(str, ds['target'].values))}."
     ]
     if skipped := ds.attrs.get("skipped"):
         said.append(f"Skipped: {skipped}.")
@@ -58,23 +66,9 @@ def _footnote(ds: xr.Dataset) -> str:
 
 
 def findings(ds: xr.Dataset) -> str:
-    """Each method against standard training (where there is none, the first one), in words made from the numbers alone."""
-    said = []
-    for size, some in _by_size(_results(ds)):
-        names = list(dict.fromkeys(some["schedule"].values.tolist()))
-        baseline = STANDARD if STANDARD in names else names[0]
-        at = f"{size} training examples: " if size else ""
-        said += [at + line for line in against(some, baseline, [name for name in names if name != baseline])]
-    return "\n".join(f"- {line}" for line in said)
-
-
-def _results(ds: xr.Dataset) -> xr.Dataset:
-    """What each run led to, 0 to 1: source, transfer (run), target_result, exact_match (run, target)."""
-    target = analysis.result(ds)
-    found = {"source": analysis.result(ds, "source_metric"), "target_result": target, "transfer": analysis.transfer(ds)}
-    if "exact_match" in ds:
-        found["exact_match"] = analysis.result(ds, "exact_match")
-    return xr.Dataset(found)
+    """Each method against standard training, corrected for the number of all comparisons."""
+    parts = {f"{size} training examples: " if size else "": some for size, some in _by_size(analysis.results(ds))}
+    return "\n".join(f"- {line}" for line in against_standard(parts))
 
 
 def _by_size(found: xr.Dataset) -> Iterator[tuple[int | None, xr.Dataset]]:
