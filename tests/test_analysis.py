@@ -85,6 +85,31 @@ def test_results_are_of_the_last_quarter():
     np.testing.assert_allclose(found["source"].values, ds["source_metric"].values[:, 3:].mean(axis=1))
 
 
+def test_results_are_of_each_runs_own_last_quarter():
+    """A run that ended earlier, and one whose last evaluation lacks a target: what is missing is not averaged over."""
+    ds = _record(4)
+    ds["metric"][1, 2:] = np.nan
+    ds["metric"][2, 3, 0] = np.nan
+    ds["source_metric"][1, 2:] = np.nan
+    metric = ds["metric"].values
+    found = analysis.results(ds)
+    np.testing.assert_allclose(found["transfer"].values[1], metric[1, 1].mean())
+    np.testing.assert_allclose(found["source"].values[1], ds["source_metric"].values[1, 1])
+    np.testing.assert_allclose(found["target_result"].values[2], [metric[2, 2, 0], metric[2, 2:, 1].mean()])
+    ds["metric"][2, :, 0] = np.nan
+    assert np.isnan(analysis.transfer(ds).values).tolist() == [False, False, True, False]
+
+
+def test_a_table_of_schedules_and_seeds_keeps_their_order_and_refuses_what_is_none():
+    values = analysis.transfer(_record(4)).assign_coords(schedule=("run", ["z", "z", "a", "a"]))
+    assert analysis.by_schedule(values)["schedule"].values.tolist() == ["z", "a"]
+    with pytest.raises(ValueError, match="no run is left"):
+        analysis.by_schedule(values.isel(run=[]))
+    twice = xr.concat([values, values], "run").assign_coords(train_examples=("run", [200] * 4 + [1000] * 4))
+    with pytest.raises(ValueError, match=r"2 runs of 'z' with seed 0, .* they differ in \(train_examples\)"):
+        analysis.by_schedule(twice)
+
+
 def test_groups_of_footnote_9():
     """From the best down: all within a point of the group's best, not of its last member."""
     transfer = {"a": 0.700, "b": 0.690, "c": 0.689, "d": 0.680, "e": 0.650}

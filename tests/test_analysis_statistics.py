@@ -293,3 +293,46 @@ def test_intervals_over_seeds_are_students():
         np.testing.assert_allclose(found.values[:, i], [one.estimate, one.low, one.high])
     single = analysis.over_seeds(values.isel(seed=[0]))
     assert np.isinf(single.sel(bound=["low", "high"])).all()
+
+
+def _gaps(*gaps, seeds=5):
+    """Transfer of a baseline and of schedules that are better by so much, on average, over runs."""
+    rng = np.random.default_rng(0)
+    names = ["standard", *(f"s{i}" for i in range(len(gaps)))]
+    values = 0.5 + 0.01 * rng.standard_normal((len(names), seeds)) + np.array([0.0, *gaps])[:, None]
+    coords = {"schedule": ("run", np.repeat(names, seeds)), "seed": ("run", np.tile(np.arange(seeds), len(names)))}
+    return xr.DataArray(values.ravel(), coords, ["run"])
+
+
+def test_comparisons_say_what_cannot_be_said():
+    values = _gaps(0.1, 0.0)
+    values[7] = np.nan
+    found = analysis.compare(values)
+    assert np.isnan(found["difference"].values).tolist() == [True, False]
+    assert np.isnan(found["seeds_needed"].values).tolist() == [True, False]
+    assert found["p_adjusted"].values[1] == found["p"].values[1]  # one comparison is left
+    assert np.isinf(analysis.compare(1e4 * _gaps(0.1))["seeds_needed"]).all()
+    assert all(map(np.isnan, analysis.order_effect(analysis.by_schedule(values))))
+    with pytest.raises(ValueError, match=r"expected the table of by_schedule, \(schedule, seed\), got \(run\)"):
+        analysis.order_effect(values)
+    with pytest.raises(ValueError, match="no runs of nope, only of standard, s0"):
+        analysis.paired_difference(_gaps(0.1), "nope", "standard")
+
+
+def test_power_where_nothing_varies():
+    assert (analysis.power(0.1, 0.0, 8), analysis.power(0.0, 0.0, 8)) == (1.0, 0.0)
+    with pytest.raises(ValueError, match="expected an sd of at least 0, got -1"):
+        analysis.detectable(-1, 8)
+
+
+def test_correlations_across_one_schedule_or_with_one_seed_are_refused_or_said():
+    runs = [(f"s{i}", seed) for i in range(6) for seed in range(2)]
+    rng = np.random.default_rng(0)
+    coords = {"schedule": ("run", [name for name, _ in runs]), "seed": ("run", [seed for _, seed in runs])}
+    names = ("transfer", "peak", "width", "area", "censored")
+    summary = xr.Dataset({name: ("run", rng.uniform(size=12)) for name in names}, coords)
+    with pytest.raises(ValueError, match="one schedule, s0: a correlation across schedules needs several"):
+        analysis.transfer_correlations(summary.isel(run=[0, 1]), resamples=50)
+    one_seed = analysis.transfer_correlations(summary.isel(run=slice(0, None, 2)), resamples=50)
+    assert "one seed: what schedules differ by cannot be told from noise" in one_seed.attrs["underpowered"]
+    assert "do not differ" not in one_seed.attrs["underpowered"]

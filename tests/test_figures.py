@@ -301,6 +301,50 @@ def test_small_sets_of_training_data_have_their_tables(tmp_path, capsys):
     assert (tmp_path / "out" / "table1-low.md").exists()
 
 
+def test_our_rows_of_table_2_are_source_lowest_and_average_of_the_papers_methods():
+    """F1 and exact match; the lowest target is the first method's; other schedules' missing seeds do not matter."""
+    ds = _compared()
+    ds = ds.assign(source_metric=0.5 + ds["source_metric"], exact_match=ds["metric"] / 4)
+    gone = (ds["schedule"].values == "reverse") & (ds["seed"].values == 2)
+    other = ds.isel(run=np.flatnonzero(gone)).assign_coords(schedule=("run", ["an order"]))
+    ds = xr.concat([ds.isel(run=np.flatnonzero(~gone)), other], "run")
+    block = tables.build(2, ds).blocks[-1]
+    assert block.header[0].endswith("2 seeds)")  # that all the paper's methods have
+    both = ds.isel(run=np.flatnonzero(ds["seed"].values < 2))
+    results = 100 * analysis.results(both)
+    of = {
+        name: results.isel(run=np.flatnonzero(results["schedule"].values == name)) for name in ("standard", "reverse")
+    }
+    low = of["standard"]["target_result"].mean("run").idxmin("target").item()
+    assert block.header[2] == f"Lowest ({low})"
+    for row, name in ((block.rows[0], "standard"), (block.rows[-1], "reverse")):
+        one = of[name]
+        transfer = analysis.mean_interval(one["transfer"].values)
+        lowest = float(one["target_result"].sel(target=low).mean())
+        assert row[1] == f"{float(one['source'].mean()):.1f}"
+        assert row[2] == f"{lowest:.1f} / {lowest / 4:.1f}"
+        assert row[3].startswith(f"{transfer.estimate:.1f} ± {transfer.half:.1f} / {transfer.estimate / 4:.1f} ± ")
+    with pytest.raises(ValueError, match="runs with 200, 1000 training examples, which table1 and table12 alone"):
+        tables.build(2, ds.assign_coords(train_examples=("run", [200, 1000] * (ds.sizes["run"] // 2))))
+
+
+def test_a_low_resource_sweep_that_is_not_finished_has_its_table():
+    small = _compared()
+    more = small.isel(run=np.flatnonzero((small["schedule"].values != "fun") & (small["seed"].values < 2)))
+    ds = xr.concat([small, more], "run")
+    ds = ds.assign_coords(train_examples=("run", [200] * small.sizes["run"] + [1000] * more.sizes["run"]))
+    block = tables.build(12, ds).blocks[-1]
+    assert block.header[0].endswith("2 to 3 seeds)")
+    assert block.rows[-1][0] == "FUN"
+    assert block.rows[-1][2] == "-"
+
+
+def test_runs_that_failed_are_not_drawn(tmp_path):
+    ds = _sweep().assign(status=("run", np.where(np.arange(22) == 3, -1, 1)))
+    ds.to_netcdf(tmp_path / "failed.nc")
+    assert stores.read(tmp_path / "failed.nc").sizes["run"] == 21
+
+
 def test_figure_5_gives_the_distance_from_top_down(drawn):
     texts = [text.get_text() for text in drawn["fig5-compared"].findobj(Text)]
     assert "distance from top-down: FUN 0.11" in texts

@@ -262,7 +262,10 @@ def test_findings_say_found_only_where_it_is():
     assert "Found: the order matters" in said
     assert "Found: the height of tr(F)'s peak goes with transfer" in said
     assert "Found: transfer falls with a language's distance" in said
+    assert "tr(F) per open adapter peaks higher under top-down" in said  # peak and transfer are one in this record
     assert "transfers worse" in report.findings(sweep_record(-0.05))
+    other_way = sweep_record(0.05).assign_coords(distance=("target", np.linspace(0.9, 0.1, 9)))
+    assert "Not found: that transfer falls with a language's distance" in report.findings(other_way)
     assert "Not found: a difference in transfer" in report.findings(sweep_record(0.0))
 
 

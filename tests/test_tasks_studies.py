@@ -368,6 +368,67 @@ def test_methods_are_compared_with_standard_and_corrected_for_their_number():
     assert len(said) == 6
 
 
+def _study(rows):
+    """Runs of (schedule, seed, source, targets a and b, training examples): everything differs from everything."""
+    made = []
+    for schedule, seed, source, targets, size in rows:
+        one = _record(10, 5, 0.0).assign_coords(schedule=schedule, seed=seed)
+        one["source_metric"][:] = source
+        one["metric"][:] = np.array(targets)
+        made.append(one.assign(exact_match=one["metric"] / 4))
+    return xr.concat(made, "run").assign_coords(train_examples=("run", [row[-1] for row in rows]))
+
+
+def test_rows_and_sentences_rest_on_the_same_runs():
+    """Source, targets and exact matches apart; FUN lacks a seed, so that nobody's counts."""
+    rows = [("standard", i, 0.80 + 0.01 * i, (0.6 + 0.02 * i, 0.4 + 0.02 * i), 200) for i in range(3)]
+    rows += [("FUN", i, 0.90 + 0.03 * i, (0.7 + 0.02 * i, 0.45 + 0.03 * i), 200) for i in range(2)]
+    ds = _study(rows)
+    lines = tables.table(ds).splitlines()
+    assert "source F1 %" in lines[0]
+    assert lines[2] == "| standard | Ada | 200 | 80.50 | b 41.00 | 51.00 ± 12.7 | 12.75 |"
+    assert lines[3].startswith("| FUN | Ada+FUN | 200 | 91.50 | b 46.50 | 58.75 ± ")
+    assert "3 seeds (those that all rows have: 2)" in lines[-1]
+    (said,) = tables.findings(ds).splitlines()
+    assert "FUN and standard, paired over seeds: +7.7 points" in said or "FUN transfers better than standard" in said
+    assert "On the source: +11.0 points" in said
+    with pytest.raises(ValueError, match="2 runs of 'standard' with seed 0"):
+        tables.table(_study(rows + rows))
+
+
+def test_all_comparisons_of_a_report_are_corrected_together():
+    rng = np.random.default_rng(0)
+    rows = [
+        (name, seed, 0.9, tuple(0.5 + 0.02 * rng.standard_normal(2)), size)
+        for size in (200, 1000, 4000)
+        for name in ("standard", "top-down", "FUN")
+        for seed in range(4)
+    ]
+    said = tables.findings(_study(rows)).splitlines()
+    assert [line.count("corrected for 6 comparisons") for line in said] == [1] * 6
+    assert said[0].startswith("- Not found: ") or said[0].startswith("- 200 training examples: ")
+    found = analysis.results(_study(rows))
+    p = []
+    for size in (200, 1000, 4000):
+        some = found.isel(run=np.flatnonzero(found["train_examples"].values == size))
+        p += [analysis.paired_difference(some["transfer"], name, "standard").p for name in ("top-down", "FUN")]
+    corrected = [
+        f"({one:.2g} corrected" in line for one, line in zip(analysis.adjusted(np.array(p)), said, strict=True)
+    ]
+    assert corrected == [True] * 6
+
+
+def test_a_run_without_a_result_is_no_finding():
+    rows = [
+        (name, seed, 0.9, (0.5 + 0.01 * seed, 0.5), 200) for name in ("standard", "FUN", "reverse") for seed in range(3)
+    ]
+    ds = _study(rows)
+    ds["metric"][4] = np.nan
+    said = tables.findings(ds).splitlines()
+    assert said[0].startswith("- 200 training examples: Not answered, as a run has no result: whether FUN")
+    assert "corrected" not in said[1]  # one comparison is left
+
+
 def test_the_best_checkpoints_results_are_used_where_they_are():
     ds = _record(10, 5, 0.5).expand_dims(run=2).assign_coords(schedule=("run", ["x", "y"]), seed=("run", [0, 0]))
     ds["source_metric"] = (("run", "step"), np.array([[0.1, 0.9, 0.2], [0.3, 0.2, 0.1]]))
