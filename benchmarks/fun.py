@@ -43,11 +43,14 @@ Loader = list[dict[str, Tensor]]
 OF_32, OF_8 = "batches of 32, one at a time", "batches of 8, one at a time"
 """What the rule reads of a model whose batches are not put together."""
 TOLD_APART, UNGUARDED = "equal layers told apart", "equal layers told apart, without the guard"
+OURS, THEIRS = "ours, share of training time", "theirs, share of training time"
+SEVERAL = "theirs, share of training time, without the lone last candidate"
 REDRAWN = 8
 """Samples with two equal layers, of every selection."""
 
-SAMPLING = policies.Sampling()
-"""fun()'s own."""
+_sampling = policies.fun().sampling
+assert _sampling is not None
+SAMPLING = _sampling
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -74,8 +77,8 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, 
     optimizer.step()
 
 
-def asked(values: Tensor, size: int) -> tuple[int, bool]:
-    """Batches of so many examples that the rule reads of values (examples, layers), and whether the best is a tie."""
+def replayed(values: Tensor, size: int) -> tuple[int, bool]:
+    """Batches of so many examples that the rule reads of kept values (examples, layers), and whether the best is a tie."""
     budget = min(SAMPLING.batches, len(values) // size)
     rule, read = Rule(budget, SAMPLING.error_rate), Sums()
     for rows in values[: budget * size].split(size):
@@ -85,13 +88,13 @@ def asked(values: Tensor, size: int) -> tuple[int, bool]:
     return read.batches, rule.confidence(read.values.numpy()) < 1 - SAMPLING.error_rate
 
 
-def told_apart(values: Tensor, seed: int) -> dict[str, float]:
+def told_apart(values: Tensor, seed: list[int]) -> dict[str, float]:
     """How often the best of two equal layers is called established, with the guard against tails and without."""
     (highest, lower), (_, second) = values.mean(dim=0).topk(2)
     equal, rng = values.clone(), np.random.default_rng(seed)
     equal[:, second] *= highest / lower
     drawn = [equal[rng.integers(0, len(equal), len(equal))] for _ in range(REDRAWN)]
-    share = lambda: float(np.mean([not asked(x, 32)[1] for x in drawn]))  # noqa: E731
+    share = lambda: float(np.mean([not replayed(x, 32)[1] for x in drawn]))  # noqa: E731
     guarded = share()
     unguarded = selection._leads
     with patch.object(selection, "_leads", lambda values, guarded=False: unguarded(values)):
@@ -114,7 +117,7 @@ def world(seed: int, lr: float, steps: int, interval: int, timed: bool) -> list[
         if unfreezing.due(step):
             candidates = {n: p for n, p in unfreezing.layers.items() if n not in unfreezing.open_at(step)}
             loader = list(_first(task.train_loader(1000 * seed + step), 41))
-            found, row = compared(model, loader, candidates, step)
+            found, row = compared(model, loader, candidates, step, seed)
             theirs = seconds(lambda: authors(model, loader, candidates))[0] if timed else np.nan  # noqa: B023
             rows.append({"seed": seed, "step": step, "training": training, "theirs": theirs, **row})
             training = 0.0
@@ -125,16 +128,18 @@ def world(seed: int, lr: float, steps: int, interval: int, timed: bool) -> list[
     return rows
 
 
-def compared(model: nn.Module, loader: Loader, candidates: Layers, step: int) -> tuple[Selection, dict[str, float]]:
-    """The rule's selection, and what it says beside that of all 40 batches of 32."""
+def compared(
+    model: nn.Module, loader: Loader, candidates: Layers, step: int, seed: int
+) -> tuple[Selection, dict[str, float]]:
+    """The rule's selection, and what it says beside that of the whole budget of batches of 32."""
     noise = [torch.Generator().manual_seed(step) for _ in range(2)]
     spent, found = seconds(lambda: choose(model, loader, candidates, SAMPLING, step=step, generator=noise[0]))
     row = {"ours": spent, "batches": found.batches, "tie": found.tie, "confidence": found.confidence}
     if len(candidates) == 1:
-        return found, {**row, "agree": True, OF_32: 0, OF_8: 0}
+        return found, {**row, OF_32: 0, OF_8: 0}
     whole = fisher_trace(model, loader, layers=candidates, num_batches=SAMPLING.batches, generator=noise[1])
-    read = {OF_32: asked(whole.values, 32)[0], OF_8: asked(whole.values, 8)[0]}
-    row = {**row, "agree": best(found.scores) == best(whole.scores()), **read, **told_apart(whole.values, step)}
+    read = {OF_32: replayed(whole.values, 32)[0], OF_8: replayed(whole.values, 8)[0]}
+    row = {**row, "agree": best(found.scores) == best(whole.scores()), **read, **told_apart(whole.values, [seed, step])}
     return found, row
 
 
@@ -174,38 +179,45 @@ def paper(batches_read: dict[str, list[float]], rounds: int) -> dict[str, Any]:
     interpolate = lambda table, x: float(np.interp(x, list(table), list(table.values())))  # noqa: E731
     total = sum(50 * interpolate(step_time, x) for x in opened_at) + (10_000 - 600) * step_time[12]
     mine = {
-        batch: sum(n * interpolate(ours, x) for n, x in zip(reads, opened_at, strict=False))
-        for batch, reads in batches_read.items()
+        size: sum(n * interpolate(ours, x) for n, x in zip(reads, opened_at, strict=False))
+        for size, reads in batches_read.items()
     }
-    other = sum(41 * interpolate(theirs, x) + copying for x in opened_at[:11])
+    other = [41 * interpolate(theirs, x) + copying for x in opened_at[:11]]
     return {
         "seconds by open layers": {"a step": step_time, "a batch, ours": ours, "a batch, theirs": theirs},
         "deep copy": copying,
         "batches read": batches_read,
-        "ours, share of training time": {batch: time / total for batch, time in mine.items()},
-        "theirs, share of training time": other / total,
+        OURS: {size: time / total for size, time in mine.items()},
+        THEIRS: sum(other) / total,
+        SEVERAL: sum(other[:-1]) / total,
     }
 
 
 def worlds(seeds: list[int], lr: float, steps: int, interval: int) -> dict[str, Any]:
-    """The rule on the world at one learning rate. The first seed's run goes to its end, to time the training."""
-    rows = [
-        world(seed, lr, steps if seed == seeds[0] else 11 * interval + 1, interval, seed == seeds[0]) for seed in seeds
-    ]
+    """The rule on the world at one learning rate. The first seed's run goes to its end, to time the training.
+
+    A lone last candidate is no choice: it counts in the times alone, and in the authors' with and without.
+    """
+    first, *others = seeds
+    rows = [world(first, lr, steps, interval, timed=True)]
+    rows += [world(seed, lr, 11 * interval + 1, interval, timed=False) for seed in others]
     choices = [row for run in rows for row in run[:-1]]
     measured = [row for row in choices if row["batches"]]
+    early = [row for row in measured if row["batches"] < SAMPLING.batches]
     training = sum(row["training"] for row in rows[0])
+    mean = lambda name, among: float(np.mean([row[name] for row in among]))  # noqa: E731
     return {
-        "selections": len(choices),
-        "agree": float(np.mean([row["agree"] for row in choices])),
-        "share of examples": float(np.mean([row["batches"] / 40 for row in choices])),
-        "share of examples, more than one candidate": float(np.mean([row["batches"] / 40 for row in measured])),
-        "ties": float(np.mean([row["tie"] for row in choices])),
-        TOLD_APART: float(np.mean([row[TOLD_APART] for row in measured])),
-        UNGUARDED: float(np.mean([row[UNGUARDED] for row in measured])),
-        "ours, share of training time": float(np.mean([sum(row["ours"] for row in run[:-1]) for run in rows]))
-        / training,
-        "theirs, share of training time": sum(row["theirs"] for row in rows[0][:-1]) / training,
+        "choices of several": len(measured),
+        "agree": mean("agree", measured),
+        "stopped early": len(early),
+        "agree where stopped early": mean("agree", early),
+        "share of examples": mean("batches", measured) / SAMPLING.batches,
+        "ties": mean("tie", measured),
+        TOLD_APART: mean(TOLD_APART, measured),
+        UNGUARDED: mean(UNGUARDED, measured),
+        OURS: float(np.mean([sum(row["ours"] for row in run[:-1]) for run in rows])) / training,
+        THEIRS: sum(row["theirs"] for row in rows[0][:-1]) / training,
+        SEVERAL: sum(row["theirs"] for row in rows[0][:-1] if row["batches"]) / training,
         "environment": environment(),
         "choices": choices,
     }

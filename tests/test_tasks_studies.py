@@ -371,7 +371,7 @@ def test_methods_are_compared_with_standard_and_corrected_for_their_number():
 def _study(rows):
     """Runs of (schedule, seed, source, targets a and b, training examples): everything differs from everything."""
     made = []
-    for schedule, seed, source, targets, size in rows:
+    for schedule, seed, source, targets, _ in rows:
         one = _record(10, 5, 0.0).assign_coords(schedule=schedule, seed=seed)
         one["source_metric"][:] = source
         one["metric"][:] = np.array(targets)
