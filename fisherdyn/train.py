@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .fisher.forward import device_of
 from .layers import LayerChoice, resolve_layers
 from .loop.execution import Execution
-from .loop.feed import Feed
+from .loop.feed import Feed, length_of
 from .loop.journal import Journal, Metric
 from .loop.resume import Resumable
 from .loop.stopping import Stopping
@@ -133,14 +133,19 @@ def fit(
         "precision": precision,
         "processes": execution.processes,
     }
+    loaders = {"train_loader": train_loader, "probe_loader": probe_loader, "selection_loader": measured_on}
     identity: dict[str, Any] = {
         **configuration,
         **counts,
         "max_grad_norm": max_grad_norm,
         "labels": labels,
         "patience": patience,
+        "keep_best": keep_best,
+        "sampling": policy.sampling and asdict(policy.sampling),
+        "evaluate_source": evaluate_source is not None,
+        "targets": list(evaluate or {}),
+        **{f"batches of {name}": length_of(loader) for name, loader in loaders.items()},
     }
-    identity |= {"sampling": policy.sampling and asdict(policy.sampling), "targets": list(evaluate or {})}
     run = Resumable(
         checkpoints,
         checkpoint_every,

@@ -420,6 +420,50 @@ def test_checkpoints_of_another_run_are_refused(model, data, tmp_path):
         run(model, data, checkpoints=Path(__file__), steps=4)
 
 
+def higher(_):
+    return 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (lambda data: {"probe_loader": data[:3]}, "batches of probe_loader 2, not 3"),
+        (lambda data: {"selection_loader": data[:4]}, "batches of selection_loader 6, not 4"),
+        (lambda data: {"selection_loader": unsized(data)}, "batches of selection_loader 6, not None"),
+        (lambda data: {"evaluate_source": higher}, "evaluate_source False, not True"),
+        (lambda data: {"evaluate_source": higher, "keep_best": True}, "keep_best False, not True"),
+    ],
+)
+def test_a_run_that_reads_or_evaluates_otherwise_is_refused_at_its_start(model, data, tmp_path, changes, message):
+    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "steps": 4}
+    run(model, data, **options)
+    with pytest.raises(ValueError, match=f"checkpoint of another run: it has .*{message}"):
+        run(model, data, **options, **changes(data))
+
+
+def test_another_training_set_is_refused(model, data, tmp_path):
+    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "steps": 4}
+    run(model, data, **options)
+    with pytest.raises(ValueError, match="batches of train_loader 6, not 5"):
+        run(model, data[:5], **options)
+
+
+def test_loaders_that_do_not_know_their_length_are_resumed(model, data, tmp_path):
+    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "steps": 4, "probe_loader": unsized(data[:2])}
+    run(model, unsized(data), **options)
+    run(model, unsized(data), **options)
+
+
+def unsized(batches):
+    """A DataLoader over a stream, whose len raises."""
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(batches)
+
+    return torch.utils.data.DataLoader(Stream(), batch_size=None)
+
+
 def test_optimizer_state_of_frozen_layers_is_empty(model, data, tmp_path):
     """Read from the checkpoint itself: at step 8 of top-down, before that step's selection, layers 2 and 3 are open."""
     run(model, data, steps=9, checkpoints=tmp_path, checkpoint_every=8)
