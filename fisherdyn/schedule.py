@@ -168,16 +168,29 @@ class Unfreezing:
 
         Returns:
             The layers that opened now.
+
+        Raises:
+            ValueError: not attached; a step beyond one at which SELECT should have been asked.
         """
         if self._model is None:
             raise ValueError("expected unfreezing.attach(model, optimizer, loader) before unfreezing.step()")
         step = self._steps if step is None else step
+        self._refuse_jump(step)
         opened: tuple[str, ...] = ()
         if self.due(step):
             opened = self.select(step, self._measure(step))
         self.apply(self._model, step)
         self._steps = step + 1
         return opened
+
+    def _refuse_jump(self, step: int) -> None:
+        """A due step that never comes would leave its layer frozen, and nobody would see it."""
+        if missed := [time for time in self.times if time < step and self.due(time)]:
+            raise ValueError(
+                f"unfreezing.step({step}) jumps over step {missed[0]}, at which {self.policy.name!r} was to be asked: call "
+                "it before every update, with the number of updates so far (or nothing, and it counts by itself); "
+                "where training goes on after a resume, load_state_dict() first"
+            )
 
     def _measure(self, step: int) -> Selection | None:
         if self.policy.sampling is None:

@@ -138,6 +138,38 @@ def test_a_step_that_comes_twice_is_asked_once(model, data):
     assert [unfreezing.step(step) for step in (0, 0, 1, 1, 2, 2, 3, 4)] == [(), (), (), (), ("2",), (), (), ("1",)]
 
 
+@pytest.mark.parametrize(
+    ("interval", "timing", "steps", "missed"),
+    [
+        (3, "prose", (0, 4), 3),  # batches are counted, four an update
+        ([2, 5], "prose", (0, 1, 2, 3, 9), 5),
+        (10, "prose", (50,), 10),  # resumed without the schedule's state
+        (1, "authors", (1,), 0),  # counted from 1
+    ],
+)
+def test_a_due_step_cannot_be_jumped_over(model, interval, timing, steps, missed):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    unfreezing = Unfreezing(policies.bottom_up(), LAYERS, interval, timing=timing).attach(model, optimizer)
+    for step in steps[:-1]:
+        unfreezing.step(step)
+    with pytest.raises(
+        ValueError, match=rf"step\({steps[-1]}\) jumps over step {missed}, .*every update.*load_state_dict"
+    ):
+        unfreezing.step(steps[-1])
+
+
+def test_steps_may_be_left_out_where_nobody_is_asked(model):
+    """Between due steps, after the last one, and where all is open."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    unfreezing = Unfreezing(policies.top_down(), LAYERS, [2, 6]).attach(model, optimizer)
+    assert [unfreezing.step(step) for step in (1, 2, 5, 6, 50, 99)] == [(), ("2",), (), ("1",), (), ()]
+    for policy in (policies.all_at_once(), policies.linear_probing()):
+        unfreezing = Unfreezing(policy, LAYERS, 2).attach(model, optimizer)
+        for step in (0, 2, 50):
+            unfreezing.step(step)
+        assert set(unfreezing.open_at(50)) == set(LAYERS)
+
+
 @pytest.mark.parametrize("policy", [policies.random_order, policies.fun])
 @pytest.mark.parametrize("cut", [4, 5, 7])
 def test_resume(model, data, policy, cut):
