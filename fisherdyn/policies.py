@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .whole import whole
+
 Scores = Mapping[str, tuple[float, float]]
 """Layer -> (tr(F), standard error)."""
 
@@ -166,15 +168,13 @@ def fun(
             'expected labels="argmax" and method="authors" together (the authors\' rule) or neither, got '
             f"labels={labels!r}, method={method!r}"
         )
-    if batches is not None and batches < 1:
-        raise ValueError(f"expected batches of at least 1, got {batches}")
     if not 0 <= error_rate < 1:
         raise ValueError(f"expected an error_rate of at least 0 and below 1, such as 0.05, got {error_rate}")
 
     def select(now: Now) -> tuple[str, ...]:
         return (max(reversed(now.frozen), key=lambda layer: now.scores[layer][0]),)
 
-    read = batches or (41 if method == "authors" else 40)
+    read = whole("batches", batches) if batches is not None else (41 if method == "authors" else 40)
     return Policy("fun", _top, select, Sampling(labels, method, read, error_rate))
 
 

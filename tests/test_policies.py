@@ -294,6 +294,7 @@ def test_a_selection_leaves_no_trace(small):
         (lambda: policies.fun(labels="argmax"), 'labels="argmax" and method="authors" together'),
         (lambda: policies.fun(method="batch"), "unknown method='batch' of FUN"),
         (lambda: policies.fun(batches=0), "batches of at least 1, got 0"),
+        (lambda: policies.fun(batches=2.5), "batches as a whole number, got 2.5"),
         (lambda: policies.fun(error_rate=5), "error_rate of at least 0"),
         (lambda: in_another_order(iter([]), None, 0), "pass loader="),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -62,6 +63,13 @@ def test_unequal_intervals():
     assert _opened(policies.top_down(), interval=[3, 4, 50]) == {0: "3", 3: "2", 4: "1", 50: "0"}
     assert _opened(policies.top_down(), interval=(5,)) == {0: "3", 5: "2"}
     assert _opened(policies.fun(), interval=[3, 4, 50], timing="authors") == {0: "3", 2: "0", 3: "2", 49: "1"}
+
+
+@pytest.mark.parametrize("given", [np.int64(5), np.array([5, 10, 15, 20]), range(5, 25, 5), iter([5, 10, 15, 20])])
+def test_whole_numbers_of_other_kinds(given):
+    unfreezing = Unfreezing(policies.top_down(), LAYERS, given)
+    assert unfreezing.times == (5, 10, 15, 20)
+    json.dumps(unfreezing.state_dict())
 
 
 def test_random_order_opens_all_and_every_order():
@@ -229,6 +237,13 @@ def test_an_optimizer_made_too_late(model):
         (lambda: Unfreezing(policies.top_down(), LAYERS, 0), "interval of at least 1 step, got 0"),
         (lambda: Unfreezing(policies.top_down(), LAYERS, [3, 3]), "steps of at least 1 that increase"),
         (lambda: Unfreezing(policies.top_down(), LAYERS, []), "steps of at least 1 that increase"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, 2.5), "interval that is a whole number .* got 2.5"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, True), "interval that is a whole number .* got True"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, None), "interval that is a whole number .* got None"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, "2"), "interval that is a whole number .* got '2'"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, [1.5, 3.2, 7]), r"got \[1\.5, 3\.2, 7\]"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, np.int64(0)), "interval of at least 1 step, got 0"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, 2, seed=None), "seed as a whole number, got None"),
         (
             lambda: Unfreezing(policies.top_down(), LAYERS, 5, timing="code"),
             "unknown timing='code': choose one of prose",

@@ -144,6 +144,18 @@ def test_fun_opens_the_largest_trace(model, data):
         ({"steps": 0}, "steps of at least 1, got 0"),
         ({"record_every": 0}, "record_every of at least 1"),
         ({"interval": 0}, "interval of at least 1"),
+        ({"interval": 2.5}, "interval that is a whole number .*got 2.5"),
+        ({"steps": 2.5}, "steps as a whole number, got 2.5"),
+        ({"steps": "20"}, "steps as a whole number, got '20'"),
+        ({"steps": True}, "steps as a whole number, got True"),
+        ({"evaluate_every": 0}, "evaluate_every of at least 1, got 0"),
+        ({"evaluate_every": 1.5}, "evaluate_every as a whole number, got 1.5"),
+        ({"checkpoint_every": None}, "checkpoint_every as a whole number, got None"),
+        ({"lr": "1e-3"}, "lr as a number of at least 0, such as 1e-3, got '1e-3'"),
+        ({"lr": -1}, "lr as a number of at least 0, .*got -1"),
+        ({"lr": float("nan")}, "lr as a number of at least 0, .*got nan"),
+        ({"seed": None}, "seed as a whole number, got None"),
+        ({"seed": 1.5}, "seed as a whole number, got 1.5"),
         ({"lr": 1e30}, "training loss is (nan|inf) at step [0-9]+: lower lr|not finite"),
         ({"layers": {"a": ("body.9.weight",)}}, "no parameter 'body.9.weight'"),
         ({"probe_loader": []}, "gave no batch"),
@@ -152,6 +164,15 @@ def test_fun_opens_the_largest_trace(model, data):
 def test_bad_input(model, data, changes, message):
     with pytest.raises(ValueError, match=message):
         run(model, data, **changes)
+
+
+def test_numpys_numbers_are_numbers(model, data, tmp_path):
+    twin, options = copy.deepcopy(model), {"evaluate": {"a": lambda m: 0.5}, "checkpoint_every": 2}
+    plain = {"interval": (2, 4), "steps": 6, "record_every": 3, "evaluate_every": 3, "seed": 1, "lr": 0.25}
+    ours = {name: np.array(value) if name == "interval" else np.int64(value) for name, value in plain.items()}
+    a = run(model, data, checkpoints=tmp_path / "a", **plain, **options)
+    b = run(twin, data, checkpoints=tmp_path / "b", **{**ours, "lr": np.float32(0.25)}, **options)
+    xr.testing.assert_identical(a, b)
 
 
 def test_a_loader_that_is_used_up(model, data):
