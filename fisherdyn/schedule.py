@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .fisher.forward import Batch
-from .layers import Layers
+from .layers import Layers, resolve_layers
 from .likelihoods import Likelihood
 from .policies import Now, Policy
 from .selection import Selection, choose
@@ -142,10 +142,13 @@ class Unfreezing:
                 where the model is a DistributedDataParallel.
 
         Raises:
-            ValueError: the optimizer lacks parameters; no loader for a policy that needs one; a DistributedDataParallel that
-                does not look for unused parameters, has a static graph, or was made while layers were frozen.
+            ValueError: layers that `resolve_layers` refuses; the optimizer lacks parameters; no loader for a policy that
+                needs one; a DistributedDataParallel that does not look for unused parameters, has a static graph, or was
+                made while layers were frozen.
         """
-        self._model, self._optimizer, self._together = _innermost(model), optimizer, together
+        inside = _innermost(model)
+        self.layers = resolve_layers(inside, self.layers)
+        self._model, self._optimizer, self._together = inside, optimizer, together
         self._loader, self._labels, self._likelihood = loader, labels, likelihood
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if lacking := self._layers_of(lambda p: id(p) not in held):

@@ -260,6 +260,22 @@ def test_refuses(call, message):
         call()
 
 
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"a": ("zz",)}, "layer 'a': the model has no parameter 'zz'; it has 0.weight"),
+        ({"a": "0.weight"}, "expected a dict of layer -> tuple of parameter names"),
+        ({"a": ("0.weight",), "b": ("1.weight", "0.weight")}, "'0.weight' is in two layers, 'a' and 'b'"),
+        ({"a": ()}, "layer 'a' has no parameters"),
+        ({}, "no layer has a parameter"),
+    ],
+)
+def test_layers_are_checked_as_fit_does(model, layers, message):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    with pytest.raises(ValueError, match=message):
+        Unfreezing(policies.top_down(), layers, 2).attach(model, optimizer)
+
+
 def test_fun_needs_something_to_measure_on(model):
     with pytest.raises(ValueError, match="'fun' measures"):
         Unfreezing(policies.fun(), LAYERS, 2).attach(model, torch.optim.SGD(model.parameters(), lr=1))
