@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .likelihoods import LABELS
 from .whole import whole
 
 Scores = Mapping[str, tuple[float, float]]
@@ -134,8 +135,14 @@ def permutation(order: Sequence[str | int | Sequence[str | int]]) -> Policy:
 
 
 def surgical(layers: Sequence[str | int]) -> Policy:
-    """Surgical fine-tuning (Lee et al. 2022): these layers from the start, and no others ever."""
+    """Surgical fine-tuning (Lee et al. 2022): these layers from the start, and no others ever.
+
+    Raises:
+        ValueError: a layer that is named twice; at the start of training, one that the model lacks.
+    """
     chosen = tuple(str(layer) for layer in layers)
+    if twice := sorted({layer for layer in chosen if chosen.count(layer) > 1}):
+        raise ValueError(f"expected each layer once, got {','.join(chosen)}: leave out the second {', '.join(twice)}")
 
     def start(known: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [layer for layer in chosen if layer not in known]:
@@ -159,8 +166,11 @@ def fun(
         error_rate: see `selection.choose`; 0 always reads all batches.
 
     Raises:
-        ValueError: an unknown method, or one that the labels do not go with; batches below 1; an error_rate out of range.
+        ValueError: unknown labels or method, or a pair that does not go together; batches below 1; an error_rate out of
+            range.
     """
+    if labels is not None and labels not in LABELS:
+        raise ValueError(f"unknown labels={labels!r} of FUN: choose one of {', '.join(LABELS)}")
     if method not in ("hooks", "vmap", "authors"):
         raise ValueError(f'unknown method={method!r} of FUN: choose "hooks", "vmap" or "authors"')
     if (method == "authors") != (labels == "argmax"):

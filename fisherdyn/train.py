@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .fisher.forward import device_of
 from .layers import LayerChoice, resolve_layers
+from .likelihoods import TRUE_LABELS
 from .loop.execution import Execution
 from .loop.feed import Feed, length_of
 from .loop.journal import Journal, Metric
@@ -100,15 +101,15 @@ def fit(
         With keep_best: best_step, metric_at_best (target).
 
     Raises:
-        ValueError: counts that are no whole numbers or below 1, an lr that is no number; a policy that names unknown layers;
-            a loss or tr(F) that is not finite (with the step); a checkpoint of another run; patience or keep_best without
-            evaluate_source.
+        ValueError: counts that are no whole numbers or below 1, an lr that is no number, labels of another Fisher; a policy
+            that names unknown layers; a loss or tr(F) that is not finite (with the step); a checkpoint of another run;
+            patience or keep_best without evaluate_source.
     """
     steps, record_every = whole("steps", steps), whole("record_every", record_every)
     accumulate, checkpoint_every = whole("accumulate", accumulate), whole("checkpoint_every", checkpoint_every)
     evaluate_every = None if evaluate_every is None else whole("evaluate_every", evaluate_every)
     seed, lr = whole("seed", seed, least=None), _rate(lr)
-    _refuse(lr_schedule, by_source=patience is not None or keep_best, evaluate_source=evaluate_source)
+    _refuse(labels, lr_schedule, by_source=patience is not None or keep_best, evaluate_source=evaluate_source)
     execution = Execution(model, precision, gradient_checkpointing, compile, accelerator)
     unfreezing = Unfreezing(policy, resolve_layers(model, layers), interval, timing=timing, seed=seed)
     grouped = {name for names in unfreezing.layers.values() for name in names}
@@ -203,8 +204,13 @@ def _rate(lr: Any) -> float:
     return float(lr)
 
 
-def _refuse(lr_schedule: str, by_source: bool, evaluate_source: Metric | None) -> None:
+def _refuse(labels: str, lr_schedule: str, by_source: bool, evaluate_source: Metric | None) -> None:
     """Refuses options that name nothing, or that do not go together."""
+    if labels not in TRUE_LABELS:
+        raise ValueError(
+            f"the record is of the true Fisher: expected labels of {' or '.join(TRUE_LABELS)}, got {labels!r} (others are "
+            "for fisher_trace)"
+        )
     if lr_schedule not in LR_SCHEDULES:
         raise ValueError(f"unknown lr_schedule={lr_schedule!r}: choose one of {', '.join(LR_SCHEDULES)}")
     if by_source and evaluate_source is None:
