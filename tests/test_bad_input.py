@@ -219,7 +219,10 @@ OF_THE_MODEL = [
     (lambda: trace(nn.Embedding(3, 2, max_norm=1.0), torch.tensor([1, 2])), "max_norm"),
     (lambda: trace(nn.Embedding(3, 2, scale_grad_by_freq=True), torch.tensor([1, 2])), "scale_grad_by_freq"),
     (lambda: trace(Tied()), "used as a.weight and b.weight.*vmap"),
-    (lambda: trace(Uncalled()), "not called in the forward pass: spare; pass layers= without it .a dict of layer"),
+    (
+        lambda: trace(Uncalled()),
+        "not called in the forward pass: spare; pass layers= without it: .*find_layers.*or activate it",
+    ),
     (lambda: trace(InPlaceResidual()), "'body': its input is changed in place"),
     (
         lambda: trace(SequenceFirst(), torch.randn(5, 4, 3)),

@@ -100,7 +100,7 @@ def test_wrapped_models():
     assert probe(compiled, [torch.ones(5, 6)]).identical(probe(model, [torch.ones(5, 6)]))
 
 
-def test_the_models_own_errors_say_on_which_loader(tmp_path):
+def test_the_models_own_errors_say_on_which_loader():
     model, _ = plain()
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         probe(model, {"en": [torch.ones(5, 6)], "sw": [torch.ones(5, 7)]})

@@ -31,9 +31,7 @@ from .forward import count_examples, one_example
 from .replay import Call
 from .watched import Watched, one_row_an_example, watched_in
 
-_WITHOUT = (
-    "pass layers= without it (a dict of layer -> its parameters' names, such as fisherdyn.layers.find_layers(model))"
-)
+_WITHOUT = "pass layers= without it: of the dict that fisherdyn.layers.find_layers(model) gives, all but its layer"
 _NEVER_CALLED = f"not called in the forward pass: {{}}; {_WITHOUT}, or activate it"
 _UNUSED = f"{{}} do not reach the logits; {_WITHOUT}"
 
