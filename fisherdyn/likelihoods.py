@@ -18,7 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, one_hot
 
-LABELS = ("exact", "class_mix", "sampled", "empirical", "argmax")
+TRUE_LABELS = ("exact", "class_mix", "sampled")
+"""Those whose estimate is of the true Fisher, and unbiased."""
+LABELS = (*TRUE_LABELS, "empirical", "argmax")
 IGNORED = -100
 """Label of a position that does not count, as torch's cross_entropy has it."""
 

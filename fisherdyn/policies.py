@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .likelihoods import LABELS
+from .whole import whole
+
 Scores = Mapping[str, tuple[float, float]]
 """Layer -> (tr(F), standard error)."""
 
@@ -132,8 +135,14 @@ def permutation(order: Sequence[str | int | Sequence[str | int]]) -> Policy:
 
 
 def surgical(layers: Sequence[str | int]) -> Policy:
-    """Surgical fine-tuning (Lee et al. 2022): these layers from the start, and no others ever."""
+    """Surgical fine-tuning (Lee et al. 2022): these layers from the start, and no others ever.
+
+    Raises:
+        ValueError: a layer that is named twice; at the start of training, one that the model lacks.
+    """
     chosen = tuple(str(layer) for layer in layers)
+    if twice := sorted({layer for layer in chosen if chosen.count(layer) > 1}):
+        raise ValueError(f"expected each layer once, got {','.join(chosen)}: leave out the second {', '.join(twice)}")
 
     def start(known: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [layer for layer in chosen if layer not in known]:
@@ -157,8 +166,11 @@ def fun(
         error_rate: see `selection.choose`; 0 always reads all batches.
 
     Raises:
-        ValueError: an unknown method, or one that the labels do not go with; batches below 1; an error_rate out of range.
+        ValueError: unknown labels or method, or a pair that does not go together; batches below 1; an error_rate out of
+            range.
     """
+    if labels is not None and labels not in LABELS:
+        raise ValueError(f"unknown labels={labels!r} of FUN: choose one of {', '.join(LABELS)}")
     if method not in ("hooks", "vmap", "authors"):
         raise ValueError(f'unknown method={method!r} of FUN: choose "hooks", "vmap" or "authors"')
     if (method == "authors") != (labels == "argmax"):
@@ -166,15 +178,13 @@ def fun(
             'expected labels="argmax" and method="authors" together (the authors\' rule) or neither, got '
             f"labels={labels!r}, method={method!r}"
         )
-    if batches is not None and batches < 1:
-        raise ValueError(f"expected batches of at least 1, got {batches}")
     if not 0 <= error_rate < 1:
         raise ValueError(f"expected an error_rate of at least 0 and below 1, such as 0.05, got {error_rate}")
 
     def select(now: Now) -> tuple[str, ...]:
         return (max(reversed(now.frozen), key=lambda layer: now.scores[layer][0]),)
 
-    read = batches or (41 if method == "authors" else 40)
+    read = whole("batches", batches) if batches is not None else (41 if method == "authors" else 40)
     return Policy("fun", _top, select, Sampling(labels, method, read, error_rate))
 
 

@@ -110,6 +110,10 @@ def measure(model: nn.Module, loaders: Mapping[str, Iterable[Batch]], **options:
             if name == ONLY:
                 raise
             raise ValueError(f"loader {name!r}: {error}") from error
+        except Exception as error:  # the model's own, such as torch's for shapes that do not fit: kept as it is
+            if name != ONLY:
+                error.add_note(f"while tr(F) was measured on loader {name!r}")
+            raise
     return found
 
 

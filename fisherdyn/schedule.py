@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .fisher.forward import Batch
-from .layers import Layers
+from .layers import Layers, resolve_layers
 from .likelihoods import Likelihood
 from .policies import Now, Policy
 from .selection import Selection, choose
+from .whole import is_whole, whole
 
 TIMINGS = ("prose", "authors")
 
@@ -46,7 +47,8 @@ class Unfreezing:
         selections: what was measured at each step at which the policy asked for scores.
 
     Raises:
-        ValueError: an interval or step below 1, steps that do not increase, an unknown timing; what the policy refuses.
+        ValueError: an interval or step that is no whole number or below 1, steps that do not increase, an unknown timing;
+            what the policy refuses.
     """
 
     def __init__(
@@ -58,11 +60,12 @@ class Unfreezing:
             raise ValueError(f"expected layers as a dict, such as fisherdyn.layers.find_layers(model), got {layers!r}")
         self.policy = policy
         self.layers = layers
-        self.interval = interval if isinstance(interval, int) else tuple(interval)
+        self.interval = _interval(interval)
         self.timing = timing
-        self.times = _times(policy, len(layers), interval, timing)
+        self.times = _times(policy, len(layers), self.interval, timing)
         self.decisions: list[tuple[int, tuple[str, ...]]] = [(0, policy.start(tuple(layers)))]
         self.selections: list[Selection] = []
+        seed = whole("seed", seed, least=None)
         # Two generators: what is measured must not depend on what is drawn.
         self._chance, self._noise = (torch.Generator().manual_seed(seed) for _ in range(2))
         self._steps = 0
@@ -139,10 +142,13 @@ class Unfreezing:
                 where the model is a DistributedDataParallel.
 
         Raises:
-            ValueError: the optimizer lacks parameters; no loader for a policy that needs one; a DistributedDataParallel that
-                does not look for unused parameters, has a static graph, or was made while layers were frozen.
+            ValueError: layers that `resolve_layers` refuses; the optimizer lacks parameters; no loader for a policy that
+                needs one; a DistributedDataParallel that does not look for unused parameters, has a static graph, or was
+                made while layers were frozen.
         """
-        self._model, self._optimizer, self._together = _innermost(model), optimizer, together
+        inside = _innermost(model)
+        self.layers = resolve_layers(inside, self.layers)
+        self._model, self._optimizer, self._together = inside, optimizer, together
         self._loader, self._labels, self._likelihood = loader, labels, likelihood
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if lacking := self._layers_of(lambda p: id(p) not in held):
@@ -168,16 +174,29 @@ class Unfreezing:
 
         Returns:
             The layers that opened now.
+
+        Raises:
+            ValueError: not attached; a step beyond one at which SELECT should have been asked.
         """
         if self._model is None:
             raise ValueError("expected unfreezing.attach(model, optimizer, loader) before unfreezing.step()")
         step = self._steps if step is None else step
+        self._refuse_jump(step)
         opened: tuple[str, ...] = ()
         if self.due(step):
             opened = self.select(step, self._measure(step))
         self.apply(self._model, step)
         self._steps = step + 1
         return opened
+
+    def _refuse_jump(self, step: int) -> None:
+        """A due step that never comes would leave its layer frozen, and nobody would see it."""
+        if missed := [time for time in self.times if time < step and self.due(time)]:
+            raise ValueError(
+                f"unfreezing.step({step}) jumps over step {missed[0]}, at which {self.policy.name!r} was to be asked: call "
+                "it before every update, with the number of updates so far (or nothing, and it counts by itself); "
+                "where training goes on after a resume, load_state_dict() first"
+            )
 
     def _measure(self, step: int) -> Selection | None:
         if self.policy.sampling is None:
@@ -271,21 +290,32 @@ class Unfreezing:
             )
 
 
-def _times(policy: Policy, layers: int, interval: int | Sequence[int], timing: str) -> tuple[int, ...]:
+def _interval(given: Any) -> int | tuple[int, ...]:
+    """k, or the steps at which SELECT is asked, as Python's ints."""
+    if is_whole(given):
+        if given < 1:
+            raise ValueError(f"expected an interval of at least 1 step, got {given}")
+        return int(given)
+    try:
+        times = tuple(given)
+    except TypeError:  # nothing to iterate over
+        times = ()
+    if not times or not all(map(is_whole, times)) or times[0] < 1 or any(a >= b for a, b in pairwise(times)):
+        raise ValueError(
+            "expected an interval that is a whole number of updates, such as 50, or whole steps of at least 1 that "
+            f"increase, such as (50, 80), got {given!r}"
+        )
+    return tuple(map(int, times))
+
+
+def _times(policy: Policy, layers: int, interval: int | tuple[int, ...], timing: str) -> tuple[int, ...]:
     """The steps at which SELECT is asked."""
     if timing not in TIMINGS:
         raise ValueError(f"unknown timing={timing!r}: choose one of {', '.join(TIMINGS)}")
-    if isinstance(interval, int):
-        if interval < 1:
-            raise ValueError(f"expected an interval of at least 1 step, got {interval}")
-        times = [interval * i for i in range(1, layers + 1)]
-    else:
-        times = list(interval)
-        if not times or times[0] < 1 or any(a >= b for a, b in pairwise(times)):
-            raise ValueError(f"expected an interval, or steps of at least 1 that increase, got {times}")
+    times = tuple(interval * i for i in range(1, layers + 1)) if isinstance(interval, int) else interval
     if timing == "authors":
-        times = [time - 1 for time in times][1 if policy.reopens_top else 0 :]
-    return tuple(times)
+        return tuple(time - 1 for time in times)[1 if policy.reopens_top else 0 :]
+    return times
 
 
 def _innermost(model: nn.Module) -> nn.Module:

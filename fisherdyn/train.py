@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from torch import Tensor, nn
 
 from .fisher.forward import device_of
 from .layers import LayerChoice, resolve_layers
+from .likelihoods import TRUE_LABELS
 from .loop.execution import Execution
-from .loop.feed import Feed
+from .loop.feed import Feed, length_of
 from .loop.journal import Journal, Metric
 from .loop.resume import Resumable
 from .loop.stopping import Stopping
 from .policies import Policy
 from .schedule import Unfreezing
+from .whole import whole
 
 __all__ = ["Metric", "fit"]
 
@@ -97,17 +101,15 @@ def fit(
         With keep_best: best_step, metric_at_best (target).
 
     Raises:
-        ValueError: counts below 1; a policy that names unknown layers; a loss or tr(F) that is not finite (with the step); a
-            checkpoint of another run; patience or keep_best without evaluate_source.
+        ValueError: counts that are no whole numbers or below 1, an lr that is no number, labels of another Fisher; a policy
+            that names unknown layers; a loss or tr(F) that is not finite (with the step); a checkpoint of another run;
+            patience or keep_best without evaluate_source.
     """
-    counts = {"steps": steps, "record_every": record_every, "evaluate_every": evaluate_every, "accumulate": accumulate}
-    for name, value in {**counts, "checkpoint_every": checkpoint_every}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"expected {name} of at least 1, got {value}")
-    if lr_schedule not in LR_SCHEDULES:
-        raise ValueError(f"unknown lr_schedule={lr_schedule!r}: choose one of {', '.join(LR_SCHEDULES)}")
-    if evaluate_source is None and (patience is not None or keep_best):
-        raise ValueError("patience and keep_best go by the source's metric: pass evaluate_source")
+    steps, record_every = whole("steps", steps), whole("record_every", record_every)
+    accumulate, checkpoint_every = whole("accumulate", accumulate), whole("checkpoint_every", checkpoint_every)
+    evaluate_every = None if evaluate_every is None else whole("evaluate_every", evaluate_every)
+    seed, lr = whole("seed", seed, least=None), _rate(lr)
+    _refuse(labels, lr_schedule, by_source=patience is not None or keep_best, evaluate_source=evaluate_source)
     execution = Execution(model, precision, gradient_checkpointing, compile, accelerator)
     unfreezing = Unfreezing(policy, resolve_layers(model, layers), interval, timing=timing, seed=seed)
     grouped = {name for names in unfreezing.layers.values() for name in names}
@@ -133,14 +135,20 @@ def fit(
         "precision": precision,
         "processes": execution.processes,
     }
+    loaders = {"train_loader": train_loader, "probe_loader": probe_loader, "selection_loader": measured_on}
     identity: dict[str, Any] = {
         **configuration,
-        **counts,
+        "record_every": record_every,
+        "evaluate_every": evaluate_every,
         "max_grad_norm": max_grad_norm,
         "labels": labels,
         "patience": patience,
+        "keep_best": keep_best,
+        "sampling": policy.sampling and asdict(policy.sampling),
+        "evaluate_source": evaluate_source is not None,
+        "targets": list(evaluate or {}),
+        **{f"batches of {name}": length_of(loader) for name, loader in loaders.items()},
     }
-    identity |= {"sampling": policy.sampling and asdict(policy.sampling), "targets": list(evaluate or {})}
     run = Resumable(
         checkpoints,
         checkpoint_every,
@@ -187,3 +195,23 @@ def fit(
         stopping.put_best_back()
     best_step = stopping.best_step if keep_best else None
     return journal.dataset(unfreezing, {**configuration, "device": str(device_of(model))}, best_step, model)
+
+
+def _rate(lr: Any) -> float:
+    """The learning rate as a float; files such as YAML give 1e-3 as text."""
+    if not isinstance(lr, Real) or not 0 <= float(lr) < math.inf:
+        raise ValueError(f"expected lr as a number of at least 0, such as 1e-3, got {lr!r}")
+    return float(lr)
+
+
+def _refuse(labels: str, lr_schedule: str, by_source: bool, evaluate_source: Metric | None) -> None:
+    """Refuses options that name nothing, or that do not go together."""
+    if labels not in TRUE_LABELS:
+        raise ValueError(
+            f"the record is of the true Fisher: expected labels of {' or '.join(TRUE_LABELS)}, got {labels!r} (others are "
+            "for fisher_trace)"
+        )
+    if lr_schedule not in LR_SCHEDULES:
+        raise ValueError(f"unknown lr_schedule={lr_schedule!r}: choose one of {', '.join(LR_SCHEDULES)}")
+    if by_source and evaluate_source is None:
+        raise ValueError("patience and keep_best go by the source's metric: pass evaluate_source")

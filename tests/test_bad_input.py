@@ -197,7 +197,7 @@ OF_THE_OUTPUT = [
     (lambda: trace(Returning(lambda f: f.mean(dim=0, keepdim=True))), r"a batch of 4, got \(1, 2\)"),
     (lambda: trace(Returning(lambda f: {"hidden": f})), "a model that returns logits .*dict"),
     (lambda: trace(Returning(lambda f: None)), "a model that returns logits .*NoneType"),
-    (lambda: trace(Returning(lambda f: f.detach())), "head do not reach the logits"),
+    (lambda: trace(Returning(lambda f: f.detach())), "head do not reach the logits; pass layers= without it"),
     (lambda: trace(Returning(lambda f: torch.complex(f, f))), "logits are complex|complex logits"),
     (lambda: trace(overflowing(), X.half() * 100), "logits of example.* not finite"),
 ]
@@ -219,7 +219,10 @@ OF_THE_MODEL = [
     (lambda: trace(nn.Embedding(3, 2, max_norm=1.0), torch.tensor([1, 2])), "max_norm"),
     (lambda: trace(nn.Embedding(3, 2, scale_grad_by_freq=True), torch.tensor([1, 2])), "scale_grad_by_freq"),
     (lambda: trace(Tied()), "used as a.weight and b.weight.*vmap"),
-    (lambda: trace(Uncalled()), "not called in the forward pass: spare"),
+    (
+        lambda: trace(Uncalled()),
+        "not called in the forward pass: spare; pass layers= without it: .*find_layers.*or activate it",
+    ),
     (lambda: trace(InPlaceResidual()), "'body': its input is changed in place"),
     (
         lambda: trace(SequenceFirst(), torch.randn(5, 4, 3)),

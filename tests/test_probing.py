@@ -100,6 +100,20 @@ def test_wrapped_models():
     assert probe(compiled, [torch.ones(5, 6)]).identical(probe(model, [torch.ones(5, 6)]))
 
 
+def test_the_models_own_errors_say_on_which_loader():
+    model, _ = plain()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        probe(model, {"en": [torch.ones(5, 6)], "sw": [torch.ones(5, 7)]})
+    assert caught.value.__notes__ == ["while tr(F) was measured on loader 'sw'"]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        probe(model, [torch.ones(5, 7)])
+    assert not hasattr(caught.value, "__notes__")
+    recorder = Recorder(model, {"en": [torch.ones(5, 6)], "sw": [torch.ones(5, 7)]})
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        recorder.step()
+    assert "loader 'sw'" in caught.value.__notes__[0]
+
+
 def test_the_progress_bar(monkeypatch, capsys):
     model, _ = plain()
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have loaded it

@@ -447,11 +447,50 @@ def in_use(data):
             "holds no parameter of the layers",
         ),
         (lambda m, o: Recorder(m, batches()).dataset, "nothing is recorded yet"),
+        (lambda m, o: Recorder(m, batches()).close(), r"nothing was attached.*attach\(optimizer\).*rec\.step\(\)"),
+        (
+            lambda m, o: Recorder(m, batches(), path="a", resume=True),
+            "expected resume= to be the path of a store, got True",
+        ),
+        (lambda m, o: Recorder(m, batches(), path=3), "expected path= to be the path of a store, got 3"),
     ],
 )
 def test_misuse_is_told_what_to_do(model, optimizer, misuse, message):
     with pytest.raises(ValueError, match=message):
         misuse(model, optimizer)
+
+
+def test_a_recorder_that_nothing_was_attached_to_records_nothing(model, optimizer, tmp_path):
+    recorder = Recorder(model, batches(), every=2, path=tmp_path / "run")
+
+    def forgotten() -> None:
+        with recorder:
+            for _ in range(4):
+                recorder.log(train_loss=update(model, optimizer))
+
+    with pytest.raises(ValueError, match="nothing was attached"):
+        forgotten()
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="nothing is recorded yet"):
+        _ = recorder.dataset
+
+
+@pytest.mark.parametrize(
+    ("told", "steps"),
+    [
+        (lambda recorder, optimizer: recorder.attach(optimizer), [0]),
+        (lambda recorder, optimizer: recorder.attach(optimizer, step=6), [6]),
+        (lambda recorder, optimizer: recorder.attach(optimizer).detach(), [0]),
+        (lambda recorder, optimizer: recorder.go_on_at(6), [6]),
+        (lambda recorder, optimizer: recorder.step(), [0, 1]),
+    ],
+)
+def test_who_was_told_of_updates_may_close(model, optimizer, told, steps):
+    """Also where training had no update left to make."""
+    recorder = Recorder(model, batches(), every=4)
+    told(recorder, optimizer)
+    recorder.close()
+    assert recorder.dataset["step"].values.tolist() == steps
 
 
 def test_a_wrapped_model_is_measured_inside(model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -62,6 +63,13 @@ def test_unequal_intervals():
     assert _opened(policies.top_down(), interval=[3, 4, 50]) == {0: "3", 3: "2", 4: "1", 50: "0"}
     assert _opened(policies.top_down(), interval=(5,)) == {0: "3", 5: "2"}
     assert _opened(policies.fun(), interval=[3, 4, 50], timing="authors") == {0: "3", 2: "0", 3: "2", 49: "1"}
+
+
+@pytest.mark.parametrize("given", [np.int64(5), np.array([5, 10, 15, 20]), range(5, 25, 5), iter([5, 10, 15, 20])])
+def test_whole_numbers_of_other_kinds(given):
+    unfreezing = Unfreezing(policies.top_down(), LAYERS, given)
+    assert unfreezing.times == (5, 10, 15, 20)
+    json.dumps(unfreezing.state_dict())
 
 
 def test_random_order_opens_all_and_every_order():
@@ -138,6 +146,38 @@ def test_a_step_that_comes_twice_is_asked_once(model, data):
     assert [unfreezing.step(step) for step in (0, 0, 1, 1, 2, 2, 3, 4)] == [(), (), (), (), ("2",), (), (), ("1",)]
 
 
+@pytest.mark.parametrize(
+    ("interval", "timing", "steps", "missed"),
+    [
+        (3, "prose", (0, 4), 3),  # batches are counted, four an update
+        ([2, 5], "prose", (0, 1, 2, 3, 9), 5),
+        (10, "prose", (50,), 10),  # resumed without the schedule's state
+        (1, "authors", (1,), 0),  # counted from 1
+    ],
+)
+def test_a_due_step_cannot_be_jumped_over(model, interval, timing, steps, missed):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    unfreezing = Unfreezing(policies.bottom_up(), LAYERS, interval, timing=timing).attach(model, optimizer)
+    for step in steps[:-1]:
+        unfreezing.step(step)
+    with pytest.raises(
+        ValueError, match=rf"step\({steps[-1]}\) jumps over step {missed}, .*every update.*load_state_dict"
+    ):
+        unfreezing.step(steps[-1])
+
+
+def test_steps_may_be_left_out_where_nobody_is_asked(model):
+    """Between due steps, after the last one, and where all is open."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    unfreezing = Unfreezing(policies.top_down(), LAYERS, [2, 6]).attach(model, optimizer)
+    assert [unfreezing.step(step) for step in (1, 2, 5, 6, 50, 99)] == [(), ("2",), (), ("1",), (), ()]
+    for policy in (policies.all_at_once(), policies.linear_probing()):
+        unfreezing = Unfreezing(policy, LAYERS, 2).attach(model, optimizer)
+        for step in (0, 2, 50):
+            unfreezing.step(step)
+        assert set(unfreezing.open_at(50)) == set(LAYERS)
+
+
 @pytest.mark.parametrize("policy", [policies.random_order, policies.fun])
 @pytest.mark.parametrize("cut", [4, 5, 7])
 def test_resume(model, data, policy, cut):
@@ -197,6 +237,13 @@ def test_an_optimizer_made_too_late(model):
         (lambda: Unfreezing(policies.top_down(), LAYERS, 0), "interval of at least 1 step, got 0"),
         (lambda: Unfreezing(policies.top_down(), LAYERS, [3, 3]), "steps of at least 1 that increase"),
         (lambda: Unfreezing(policies.top_down(), LAYERS, []), "steps of at least 1 that increase"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, 2.5), "interval that is a whole number .* got 2.5"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, True), "interval that is a whole number .* got True"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, None), "interval that is a whole number .* got None"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, "2"), "interval that is a whole number .* got '2'"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, [1.5, 3.2, 7]), r"got \[1\.5, 3\.2, 7\]"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, np.int64(0)), "interval of at least 1 step, got 0"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, 2, seed=None), "seed as a whole number, got None"),
         (
             lambda: Unfreezing(policies.top_down(), LAYERS, 5, timing="code"),
             "unknown timing='code': choose one of prose",
@@ -211,6 +258,22 @@ def test_an_optimizer_made_too_late(model):
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"a": ("zz",)}, "layer 'a': the model has no parameter 'zz'; it has 0.weight"),
+        ({"a": "0.weight"}, "expected a dict of layer -> tuple of parameter names"),
+        ({"a": ("0.weight",), "b": ("1.weight", "0.weight")}, "'0.weight' is in two layers, 'a' and 'b'"),
+        ({"a": ()}, "layer 'a' has no parameters"),
+        ({}, "no layer has a parameter"),
+    ],
+)
+def test_layers_are_checked_as_fit_does(model, layers, message):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    with pytest.raises(ValueError, match=message):
+        Unfreezing(policies.top_down(), layers, 2).attach(model, optimizer)
 
 
 def test_fun_needs_something_to_measure_on(model):

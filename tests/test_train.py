@@ -144,6 +144,18 @@ def test_fun_opens_the_largest_trace(model, data):
         ({"steps": 0}, "steps of at least 1, got 0"),
         ({"record_every": 0}, "record_every of at least 1"),
         ({"interval": 0}, "interval of at least 1"),
+        ({"interval": 2.5}, "interval that is a whole number .*got 2.5"),
+        ({"steps": 2.5}, "steps as a whole number, got 2.5"),
+        ({"steps": "20"}, "steps as a whole number, got '20'"),
+        ({"steps": True}, "steps as a whole number, got True"),
+        ({"evaluate_every": 0}, "evaluate_every of at least 1, got 0"),
+        ({"evaluate_every": 1.5}, "evaluate_every as a whole number, got 1.5"),
+        ({"checkpoint_every": None}, "checkpoint_every as a whole number, got None"),
+        ({"lr": "1e-3"}, "lr as a number of at least 0, such as 1e-3, got '1e-3'"),
+        ({"lr": -1}, "lr as a number of at least 0, .*got -1"),
+        ({"lr": float("nan")}, "lr as a number of at least 0, .*got nan"),
+        ({"seed": None}, "seed as a whole number, got None"),
+        ({"seed": 1.5}, "seed as a whole number, got 1.5"),
         ({"lr": 1e30}, "training loss is (nan|inf) at step [0-9]+: lower lr|not finite"),
         ({"layers": {"a": ("body.9.weight",)}}, "no parameter 'body.9.weight'"),
         ({"probe_loader": []}, "gave no batch"),
@@ -152,6 +164,15 @@ def test_fun_opens_the_largest_trace(model, data):
 def test_bad_input(model, data, changes, message):
     with pytest.raises(ValueError, match=message):
         run(model, data, **changes)
+
+
+def test_numpys_numbers_are_numbers(model, data, tmp_path):
+    twin, options = copy.deepcopy(model), {"evaluate": {"a": lambda m: 0.5}, "checkpoint_every": 2}
+    plain = {"interval": (2, 4), "steps": 6, "record_every": 3, "evaluate_every": 3, "seed": 1, "lr": 0.25}
+    ours = {name: np.array(value) if name == "interval" else np.int64(value) for name, value in plain.items()}
+    a = run(model, data, checkpoints=tmp_path / "a", **plain, **options)
+    b = run(twin, data, checkpoints=tmp_path / "b", **{**ours, "lr": np.float32(0.25)}, **options)
+    xr.testing.assert_identical(a, b)
 
 
 def test_a_loader_that_is_used_up(model, data):
@@ -420,6 +441,50 @@ def test_checkpoints_of_another_run_are_refused(model, data, tmp_path):
         run(model, data, checkpoints=Path(__file__), steps=4)
 
 
+def higher(_):
+    return 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (lambda data: {"probe_loader": data[:3]}, "batches of probe_loader 2, not 3"),
+        (lambda data: {"selection_loader": data[:4]}, "batches of selection_loader 6, not 4"),
+        (lambda data: {"selection_loader": unsized(data)}, "batches of selection_loader 6, not None"),
+        (lambda data: {"evaluate_source": higher}, "evaluate_source False, not True"),
+        (lambda data: {"evaluate_source": higher, "keep_best": True}, "keep_best False, not True"),
+    ],
+)
+def test_a_run_that_reads_or_evaluates_otherwise_is_refused_at_its_start(model, data, tmp_path, changes, message):
+    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "steps": 4}
+    run(model, data, **options)
+    with pytest.raises(ValueError, match=f"checkpoint of another run: it has .*{message}"):
+        run(model, data, **options, **changes(data))
+
+
+def test_another_training_set_is_refused(model, data, tmp_path):
+    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "steps": 4}
+    run(model, data, **options)
+    with pytest.raises(ValueError, match="batches of train_loader 6, not 5"):
+        run(model, data[:5], **options)
+
+
+def test_loaders_that_do_not_know_their_length_are_resumed(model, data, tmp_path):
+    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "steps": 4, "probe_loader": unsized(data[:2])}
+    run(model, unsized(data), **options)
+    run(model, unsized(data), **options)
+
+
+def unsized(batches):
+    """A DataLoader over a stream, whose len raises."""
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(batches)
+
+    return torch.utils.data.DataLoader(Stream(), batch_size=None)
+
+
 def test_optimizer_state_of_frozen_layers_is_empty(model, data, tmp_path):
     """Read from the checkpoint itself: at step 8 of top-down, before that step's selection, layers 2 and 3 are open."""
     run(model, data, steps=9, checkpoints=tmp_path, checkpoint_every=8)
@@ -437,6 +502,9 @@ def test_optimizer_state_of_frozen_layers_is_empty(model, data, tmp_path):
         ({"patience": 2}, "pass evaluate_source"),
         ({"keep_best": True}, "pass evaluate_source"),
         ({"patience": 0, "evaluate_source": lambda m: 0.0}, "patience of at least 1 record"),
+        ({"labels": "empirical"}, "expected labels of exact or class_mix or sampled, got 'empirical'"),
+        ({"labels": "argmax"}, "expected labels of exact or class_mix or sampled, got 'argmax'"),
+        ({"labels": "foo"}, "expected labels of exact or class_mix or sampled, got 'foo'"),
         ({"lr_schedule": "cosine"}, "unknown lr_schedule='cosine': choose one of constant, linear"),
         ({"precision": "fp16"}, "unknown precision='fp16': choose one of float32, bf16"),
         ({"gradient_checkpointing": True}, "Tiny has none"),

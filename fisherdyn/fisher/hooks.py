@@ -31,8 +31,9 @@ from .forward import count_examples, one_example
 from .replay import Call
 from .watched import Watched, one_row_an_example, watched_in
 
-_NEVER_CALLED = "not called in the forward pass: {}; leave out its layer or activate it"
-_UNUSED = "{} do not reach the logits; leave out their layers"
+_WITHOUT = "pass layers= without it: of the dict that fisherdyn.layers.find_layers(model) gives, all but its layer"
+_NEVER_CALLED = f"not called in the forward pass: {{}}; {_WITHOUT}, or activate it"
+_UNUSED = f"{{}} do not reach the logits; {_WITHOUT}"
 
 
 def squared_norms(

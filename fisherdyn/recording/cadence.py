@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..whole import is_whole
+
 
 @dataclass(frozen=True)
 class Cadence:
@@ -24,13 +26,13 @@ class Cadence:
         """
         if steps is None:
             every = 100 if every is None else every
-            if not _whole(every) or every < 1:
+            if not is_whole(every) or every < 1:
                 raise ValueError(f"expected every of at least 1 step, got {every!r}")
             return cls(every, frozenset())
         if every is not None:
             raise ValueError("expected every= or steps=, got both")
         chosen = list(steps)
-        if wrong := [step for step in chosen if not _whole(step) or step < 0]:
+        if wrong := [step for step in chosen if not is_whole(step) or step < 0]:
             raise ValueError(f"expected steps that are whole numbers of at least 0, got {wrong[0]!r}")
         if not chosen:
             raise ValueError("expected at least one step to record, got none")
@@ -53,7 +55,3 @@ def log_spaced(last: int, per_decade: int = 10) -> tuple[int, ...]:
         raise ValueError(f"expected last and per_decade of at least 1, got {last} and {per_decade}")
     count = int(np.ceil(np.log10(last) * per_decade)) + 1
     return (0, *np.unique(np.geomspace(1, last, max(count, 2)).round().astype(int)).tolist())
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ class Recorder:
         self._logged = _Means()
         self._lost = resume is not None
         """Whether a record goes on, and nobody has said where."""
+        self._told = False
+        """Whether anybody has told of updates: by attach, step or go_on_at."""
         self._handles: list[RemovableHandle] = []
         self._row: dict[str, Any] | None = None
         self._how: dict[str, Any] = {}
@@ -114,8 +117,8 @@ class Recorder:
                 "label_seed": seed,
                 "device": str(device_of(self.model)),
             },
-            Path(path) if path is not None else None,
-            Path(resume) if resume is not None else None,
+            _place("path", path),
+            _place("resume", resume),
             writes=rank() == 0,
         )
 
@@ -141,6 +144,7 @@ class Recorder:
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
         ]
+        self._told = True
         self._listen()
         return self
 
@@ -148,7 +152,7 @@ class Recorder:
         """Says that `step` updates were made before; later records are forgotten and made again."""
         self.updates = step
         self._ledger.cut(step)
-        self._lost = False
+        self._lost, self._told = False, True
 
     def step(self) -> None:
         """For loops whose optimizer cannot be attached to: call it right before each update."""
@@ -165,6 +169,7 @@ class Recorder:
             self._row = self._state()
             self._finish({"gradient_norm": gauges.norms(gauges.gradients(self._parameters))})
         self.updates += 1
+        self._told = True
 
     def log(self, **values: float | Tensor) -> None:
         """Numbers to be recorded along `step`, by name: `train_loss`, or a metric of your own.
@@ -195,7 +200,16 @@ class Recorder:
             self._training.stop()
 
     def close(self) -> None:
-        """Records the state after the last update and detaches. In several processes, all of them call it."""
+        """Records the state after the last update and detaches. In several processes, all of them call it.
+
+        Raises:
+            ValueError: nobody has told it of updates; the model's state now would be recorded as that of step 0.
+        """
+        if not self._told:
+            raise ValueError(
+                "nothing was attached to this recorder, so it saw no update: use Recorder(...).attach(optimizer) before "
+                "training, or call rec.step() right before each update"
+            )
         self.detach()
         if self.cadence.due_at_the_end(self.updates) and self._ledger.last_step < self.updates:
             self._row = self._state()
@@ -316,6 +330,16 @@ class _Means:
                 pairs.setdefault(name, []).append(pair)
         self._sums = {}
         return {name: sum(t for t, _ in found) / sum(n for _, n in found) for name, found in pairs.items()}
+
+
+def _place(name: str, value: Any) -> Path | None:
+    """The path of a store; resume=True, a flag elsewhere, is none."""
+    if value is not None and not isinstance(value, str | os.PathLike):
+        raise ValueError(
+            f"expected {name}= to be the path of a store, got {value!r}: path=PLACE begins one, resume=PLACE (without "
+            "path=) goes on with it"
+        )
+    return None if value is None else Path(value)
 
 
 def _torch_optimizer(optimizer: Any) -> Optimizer:
