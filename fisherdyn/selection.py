@@ -21,7 +21,7 @@ from scipy.optimize import brentq
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from .fisher.forward import Batch
+from .fisher.forward import Batch, length_of
 from .fisher.ranks import own_noise, processes, share
 from .fisher.sums import Sums
 from .fisher.trace import fisher_trace
@@ -112,8 +112,8 @@ def choose(
         return Selection(step, dict.fromkeys(candidates, (math.nan, math.nan)), 0, 0, 1.0, tie=False)
     _refuse_what_cannot_be_shared(loader)
     mine, budget = share(loader, sampling.batches), sampling.batches
-    if isinstance(loader, Sized):
-        budget = min(budget, max(len(loader), 1) * (processes() if mine is loader else 1))
+    if (batches := length_of(loader)) is not None:
+        budget = min(budget, max(batches, 1) * (processes() if mine is loader else 1))
     rule = Rule(budget, sampling.error_rate)
     by_example = sampling.method != "authors"
     try:

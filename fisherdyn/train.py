@@ -13,11 +13,11 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from .fisher.forward import device_of
+from .fisher.forward import device_of, length_of
 from .layers import LayerChoice, resolve_layers
 from .likelihoods import TRUE_LABELS
 from .loop.execution import Execution
-from .loop.feed import Feed, length_of
+from .loop.feed import Feed
 from .loop.journal import Journal, Metric
 from .loop.resume import Resumable
 from .loop.stopping import Stopping

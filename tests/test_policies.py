@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from fisherdyn import FisherTrace, fisher_trace, policies, selection
 from fisherdyn.fisher import ranks
@@ -235,6 +236,16 @@ def test_scores_are_those_of_fisher_trace(small, batches):
     assert (found.step, found.batches, found.examples) == (3, 40, 1280)
     np.testing.assert_allclose([t for t, _ in found.scores.values()], trace.trace, rtol=1e-12)
     np.testing.assert_allclose([e for _, e in found.scores.values()], trace.se, rtol=1e-12)
+
+
+def test_a_stream_without_a_length_is_read_up_to_the_budget(small, batches):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from torch.cat(batches)
+
+    loader = DataLoader(Stream(), batch_size=32)
+    found = choose(small, loader, SMALL, Sampling(batches=5, error_rate=0.0), step=0, generator=torch.Generator())
+    assert (found.batches, found.examples) == (5, 160)
 
 
 def test_it_stops_where_the_lead_is_clear(small, batches):

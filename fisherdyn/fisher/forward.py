@@ -100,6 +100,14 @@ def device_of(model: nn.Module) -> torch.device:
     return parameter.device
 
 
+def length_of(loader: Iterable[Any]) -> int | None:
+    """Batches of one reading; None where that is not known before (a DataLoader over a stream has a len that raises)."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def generators_of(loader: Iterable) -> list[torch.Generator]:
     """Those that the order of a loader is drawn from; a loader without any draws from the global random state."""
     batches = getattr(loader, "batch_sampler", None)

@@ -67,14 +67,6 @@ class Feed:
                 next(self._reading)
 
 
-def length_of(loader: Iterable[Any]) -> int | None:
-    """Batches of one reading; None where that is not known before (a DataLoader over a stream has a len that raises)."""
-    try:
-        return len(loader)  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError):
-        return None
-
-
 def random_states(loader: Iterable[Any]) -> State:
     """Every random state that a step may draw from: torch's, CUDA's, Python's, numpy's, and the loader's generators."""
     states = {"torch": torch.get_rng_state()}
