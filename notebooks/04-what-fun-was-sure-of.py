@@ -270,7 +270,7 @@ compared.to_dataframe().round(3)
 # - Supported: early choices are clearer than late ones (the ties, counted above): the frozen layers at the bottom then
 #   hold about the same tr(F), and which of them opens first is close to a draw of lots. An order that FUN prints should
 #   be read with its ties. A tie is what was not told apart, not what is equal: FUN stops as soon as reading on would
-#   hardly change its choice and would not be enough to be sure of it.
+#   hardly change its choice and would probably not be enough to be sure of it.
 # - Supported: asked ten times at an early moment, FUN chooses the same layer ten times and calls it sure; at a late
 #   one it wavers between two and says so each time. (The ten askings draw on one training set, so they are more alike
 #   than fresh data would make them.)
