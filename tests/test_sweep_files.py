@@ -40,6 +40,12 @@ def test_yaml_is_options_and_rows(tmp_path):
     assert (len(runs), settings.steps) == (3, 8)
 
 
+def test_rows_may_share_what_yaml_merges(tmp_path):
+    text = "schedules:\n  x: &x {policy: fun, lr: 0.1}\n  y: &y {<<: *x, lr: 0.2}\n  z: {<<: *y, lr: 0.3}\n"
+    runs, _ = plan(parse([written(tmp_path, text), "--seeds", "1"])[1])
+    assert [(run.policy, run.changes["lr"]) for run in runs] == [("fun", 0.1), ("fun", 0.2), ("fun", 0.3)]
+
+
 def test_python_brings_a_policy(tmp_path):
     text = """
 from fisherdyn import policies
@@ -73,6 +79,15 @@ schedules = {"mine": {"policy": "lowest two", "record_every": 2, "evaluate_every
         ("a.yaml", "schedules: {x: {policy: magic}}", "schedule x: unknown policy 'magic': choose one of standard,"),
         ("a.yaml", "schedules: {x: {order: [1, 1]}}", "schedule x: order 1,1: expected each of 0 to 10 once"),
         ("a.yaml", "speed: 3\nschedules: {x: {policy: fun}}", "unknown option speed: choose from"),
+        (
+            "a.yaml",
+            "schedules:\n  x: {policy: fun}\n  y: {policy: fun}\n  x: {policy: standard}",
+            "a.yaml: line 4: x is there already, in line 2: rename it or leave one out",
+        ),
+        ("a.yaml", "steps: 3\nsteps: 4\nschedules: {x: {policy: fun}}", "line 2: steps is there already, in line 1"),
+        ("a.yaml", "schedules: {x: {policy: fun, lr: 1.0e-3, lr: 0.1}}", "line 1: lr is there already, in line 1"),
+        ("a.yaml", "schedules: {1: {policy: fun}, '1': {policy: fun}}", "schedule 1 is there twice"),
+        ("a.yaml", "day: 2024-13-45", "a.yaml: month must be in 1..12"),
         ("a.py", "1/0", "ZeroDivisionError"),
         ("a.py", "x = 1", "expected schedules"),
         ("a.yaml", None, "cannot be read"),

@@ -82,12 +82,16 @@ def read(path: Path) -> StudyFile:
 def _from_yaml(path: Path, source: str) -> dict[str, Any]:
     try:
         import yaml
+
+        from . import yamltext
     except ModuleNotFoundError as error:
         raise ValueError(f"{path}: needs PyYAML: pip install 'fisherdyn[sweep]'") from error
     try:
-        options = yaml.safe_load(source)
+        options = yamltext.load(source)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(options, dict):
         raise ValueError(f"{path}: expected options and schedules by name, got {type(options).__name__}")
     return options
@@ -147,4 +151,7 @@ def _checked(
                 parse_order(",".join(map(str, row["order"])))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}: schedule {name}: {str(error).removeprefix('--')}") from error
-    return {str(name): row for name, row in schedules.items()}
+    names = [str(name) for name in schedules]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{path}: schedule {twice[0]} is there twice, as a number and as text: give one another name")
+    return dict(zip(names, schedules.values(), strict=True))
