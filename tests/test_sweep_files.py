@@ -88,19 +88,82 @@ schedules = {"mine": {"policy": "lowest two", "record_every": 2, "evaluate_every
         ("a.yaml", "schedules: {x: {policy: fun, lr: 1.0e-3, lr: 0.1}}", "line 1: lr is there already, in line 1"),
         ("a.yaml", "schedules: {1: {policy: fun}, '1': {policy: fun}}", "schedule 1 is there twice"),
         ("a.yaml", "day: 2024-13-45", "a.yaml: month must be in 1..12"),
+        ("a.yaml", "steps: 3.5\nschedules: {x: {policy: fun}}", "a.yaml: argument --steps: invalid int value: '3.5'"),
+        ("a.yaml", "lr: [1]\nschedules: {x: {policy: fun}}", "argument --lr: invalid float value: '[1]'"),
+        ("a.yaml", "schedules: {x: {policy: fun, lr: abc}}", "a.yaml: schedule x: lr abc: expected a positive number"),
+        ("a.yaml", "schedules: {x: {policy: fun, lr: 0}}", "a.yaml: schedule x: lr 0: expected a positive number"),
+        ("a.yaml", "schedules: {x: {policy: fun, lr: .nan}}", "schedule x: lr nan: expected a positive number"),
+        ("a.yaml", "schedules: {x: {policy: fun, lr: yes}}", "schedule x: lr True: expected a positive number"),
+        (
+            "a.yaml",
+            "schedules: {x: {policy: fun, steps: 0}}",
+            "schedule x: steps 0: expected a whole number of at least",
+        ),
+        ("a.yaml", "schedules: {x: {policy: fun, steps: 3.5}}", "schedule x: steps 3.5: expected a whole number"),
+        ("a.yaml", "schedules: {x: {policy: fun, steps: many}}", "schedule x: steps many: expected a whole number"),
+        ("a.yaml", "schedules: {x: {policy: fun, interval: -1}}", "schedule x: interval -1: expected a whole number"),
+        ("a.yaml", "schedules: {x: {policy: fun, interval:}}", "schedule x: interval None: expected a whole number"),
+        (
+            "a.yaml",
+            "schedules: {x: {policy: fun, interval: [1, 4, 6]}}",
+            "a.yaml: schedule x: interval [1, 4, 6]: expected one number of steps",
+        ),
+        (
+            "a.yaml",
+            "schedules: {x: {policy: fun, intervall: 3, seeds: 4}}",
+            "a.yaml: schedule x: unknown key intervall, seeds: a schedule may have policy, order, lr, steps, interval, "
+            "record_every, evaluate_every, device, fit, task, and the options of task 'world': train_examples, ",
+        ),
+        (
+            "a.yaml",
+            "schedules: {x: {policy: fun, options: {}}}",
+            "schedule x: unknown key options: a schedule may have",
+        ),
+        ("a.yaml", "schedules: {x: {policy: fun, task: moon}}", "schedule x: unknown task 'moon': choose one of world"),
+        ("a.yaml", "schedules: {x: {policy: fun, tuning: no-such}}", "a.yaml: schedule x: unknown tuning 'no-such'"),
+        (
+            "a.yaml",
+            "schedules: {x: {policy: fun, train_examples: 0}}",
+            "schedule x: train_examples 0: expected a whole",
+        ),
+        ("a.yaml", "schedules: {x: {policy: fun, batch: many}}", "a.yaml: schedule x: "),
+        ("a.yaml", "schedules: {x: {policy: fun, device: abacus}}", "schedule x: device abacus: torch knows no such"),
+        ("a.yaml", "schedules: {x: {policy: fun, fit: 3}}", "schedule x: fit 3: expected arguments of fit() by name"),
+        (
+            "a.py",
+            "schedules = {'x': {'policy': 'fun', 'lr': -1}}",
+            "a.py: schedule x: lr -1: expected a positive number",
+        ),
+        ("a.py", "schedules = {'x': {'policy': 'fun', 'intervall': 1}}", "a.py: schedule x: unknown key intervall"),
         ("a.py", "1/0", "ZeroDivisionError"),
         ("a.py", "x = 1", "expected schedules"),
         ("a.yaml", None, "cannot be read"),
     ],
 )
-def test_a_wrong_file_ends_with_one_line_and_2(tmp_path, capsys, name, text, message):
+@pytest.mark.parametrize("way", [[], ["--dry-run"]])
+def test_a_wrong_file_ends_with_one_line_and_2(tmp_path, capsys, name, text, message, way):
     path = written(tmp_path, text, name) if text is not None else str(tmp_path / name)
     with pytest.raises(SystemExit) as stop:
-        main([path, "--out", str(tmp_path / "out")])
+        main([path, "--out", str(tmp_path / "out"), *way])
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_numbers_that_yaml_takes_for_texts(tmp_path):
+    text = "lr: 1e-2\nschedules:\n  x: {policy: fun, lr: 1e-3, interval: 3.0, train_examples: 8, fit: {patience: 2}}\n"
+    runs, settings = plan(parse([written(tmp_path, text), "--seeds", "1"])[1])
+    own = settings.of(runs[0])
+    assert (settings.lr, own.lr, own.interval, own.fit) == (1e-2, 1e-3, 3, {"patience": 2})
+
+
+def test_a_trainer_of_ones_own_has_keys_of_its_own(tmp_path):
+    text = (
+        Path(STUDY).read_text() + "\nschedules = {'s1': {'policy': 'standard', 'width': 3, 'train_examples': 'all'}}\n"
+    )
+    runs, settings = plan(parse([written(tmp_path, text, "mine.py"), "--seeds", "1"])[1])
+    assert settings.of(runs[0]).options["width"] == 3
 
 
 def test_another_trainer_is_another_sweep(tmp_path, capsys):

@@ -27,6 +27,7 @@ from typing import Any
 import xarray as xr
 
 from .. import policies
+from . import rows
 from .engine import OnStep, Train
 from .execute import execute
 from .studies import Run, Settings, parse_order
@@ -56,11 +57,11 @@ class StudyFile:
 
     def runs(self, seeds: Sequence[int]) -> list[Run]:
         """Every row, for every seed."""
-        rows = []
+        every = []
         for name, row in self.schedules.items():
             own = dict(row)
-            rows.append((name, tuple(own.pop("order", ())), own.pop("policy", ""), own))
-        return [Run(name, order, seed, policy, own) for seed in seeds for name, order, policy, own in rows]
+            every.append((name, tuple(own.pop("order", ())), own.pop("policy", ""), own))
+        return [Run(name, order, seed, policy, own) for seed in seeds for name, order, policy, own in every]
 
 
 def read(path: Path) -> StudyFile:
@@ -137,21 +138,20 @@ def _checked(
 ) -> Mapping[str, Mapping[str, Any]]:
     if not isinstance(schedules, dict) or not schedules:
         raise ValueError(f"{path}: expected schedules, each a name with its policy or order")
-    for name, row in schedules.items():
-        if not isinstance(row, dict) or ("policy" in row) == ("order" in row):
-            raise ValueError(
-                f"{path}: schedule {name}: expected a policy or an order, and what it has otherwise; got {row}"
-            )
-        if "policy" in row and row["policy"] not in known:
-            raise ValueError(
-                f"{path}: schedule {name}: unknown policy {row['policy']!r}: choose one of {', '.join(known)}"
-            )
-        if "order" in row and orders:
-            try:
-                parse_order(",".join(map(str, row["order"])))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}: schedule {name}: {str(error).removeprefix('--')}") from error
     names = [str(name) for name in schedules]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{path}: schedule {twice[0]} is there twice, as a number and as text: give one another name")
-    return dict(zip(names, schedules.values(), strict=True))
+    return {str(name): _row(f"{path}: schedule {name}", row, known, orders) for name, row in schedules.items()}
+
+
+def _row(where: str, row: Any, known: Mapping[str, Any], orders: bool) -> Mapping[str, Any]:
+    if not isinstance(row, dict) or ("policy" in row) == ("order" in row):
+        raise ValueError(f"{where}: expected a policy or an order, and what it has otherwise; got {row}")
+    if "policy" in row and row["policy"] not in [*known]:
+        raise ValueError(f"{where}: unknown policy {row['policy']!r}: choose one of {', '.join(known)}")
+    try:
+        if "order" in row and orders:
+            parse_order(",".join(map(str, row["order"])))
+        return rows.numbers(row)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {str(error).removeprefix('--')}") from error
