@@ -186,6 +186,68 @@ def test_a_part_now_and_the_rest_later(tmp_path, capsys):
     assert "3 of 8 runs are there already" in capsys.readouterr().out
 
 
+def test_status_says_whose_folder_it_is(tmp_path, capsys):
+    arguments = [STUDY, "--seeds", "1", "--workers", "1", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--status"]) == 0
+    assert "is of the study" not in capsys.readouterr().out
+    assert main(["compare", "--status", "--out", str(tmp_path)]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"{tmp_path} is of the study nothing, not of compare:"
+    assert second.startswith(f"{tmp_path}: 4 of 4 runs are done")
+
+
+EARLY_AND_LATE = """
+seeds: 2
+steps: 12
+interval: 1
+schedules:
+  in time: {order: [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0], steps: 20}
+  late: {policy: fun}
+  some: {policy: random, interval: 4}
+  standard: {policy: top_down, interval: 12}
+  at once: {policy: linear_probing, interval: 6}
+  open: {policy: standard, interval: 40}
+"""
+NOTES = [
+    "note: late: the last layer opens at step 11 of 12: little or no time to train with all open",
+    "note: some: only 2 of 11 layers open in time to be trained: interval 4, 12 steps",
+    "note: standard: nothing ever opens: interval 12, 12 steps",
+]
+
+
+def test_late_openings_are_said_before_anything_runs(tmp_path, capsys):
+    study = written(tmp_path, EARLY_AND_LATE)
+    assert main([study, "--dry-run"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")] == NOTES
+    assert main([study, "--dry-run", "--only", "some:1"]) == 0
+    assert capsys.readouterr().out.startswith(f"{NOTES[1]}\nschedule")
+
+
+def test_a_run_says_the_same_notes_as_its_dry_run(tmp_path, capsys):
+    text = Path(STUDY).read_text() + "\nschedules = {'s1': {'policy': 'fun', 'interval': 9}}\n"
+    arguments = [written(tmp_path, text, "mine.py"), "--seeds", "1", "--workers", "1", "--out", str(tmp_path / "out")]
+    for way in ([], ["--dry-run"]):
+        assert main([*arguments, *way]) == 0
+        assert capsys.readouterr().out.startswith("note: s1: nothing ever opens: interval 9, 4 steps\n")
+
+
+def test_a_policy_of_ones_own_opens_when_it_likes(tmp_path, capsys):
+    text = "policies = {'mine': None}\nschedules = {'x': {'policy': 'mine', 'interval': 500}}\n"
+    assert main([written(tmp_path, text, "mine.py"), "--dry-run"]) == 0
+    assert "note" not in capsys.readouterr().out
+
+
+def test_the_dry_runs_columns_stand_below_one_another(tmp_path, capsys):
+    text = "seeds: 1\nschedules:\n  a name of many characters: {policy: fun}\n  x: {policy: fun}\n"
+    assert main([written(tmp_path, text), "--dry-run"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()[:3]
+    for name in ("seed", "examples"):
+        end = head.index(name) + len(name)
+        assert all(row[end - 1] != " " and row[end] == " " for row in rows)
+
+
 def test_status_says_what_failed(tmp_path, capsys):
     arguments = [STUDY, "--first-seed", str(nothing.DIVERGED), "--seeds", "1", "--workers", "1", "--out", str(tmp_path)]
     assert main(arguments) == 1

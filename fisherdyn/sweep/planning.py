@@ -92,6 +92,12 @@ def _check_rows(args: argparse.Namespace, file: StudyFile, settings: Settings) -
             raise ValueError(f"{args.study}: schedule {run.schedule}: {str(error).removeprefix('--')}") from error
 
 
+def study_name(args: argparse.Namespace) -> str:
+    """As the folder has it."""
+    file = study_file(args)
+    return file.name if file else str(args.study)
+
+
 def _intervals(text: str | None) -> list[int]:
     try:
         ks = [int(k) for k in text.split(",")] if text else []
@@ -174,7 +180,7 @@ def open_store(args: argparse.Namespace, runs: list[Run], settings: Settings) ->
     folder = args.out or default_folder(args)
     if not args.resume and (folder / PLAN).exists():
         raise ValueError(f"--no-resume: {folder} holds a sweep; choose another folder or delete it")
-    return SweepStore(folder, file.name if file else args.study, runs, settings, file.trained_by if file else "")
+    return SweepStore(folder, study_name(args), runs, settings, file.trained_by if file else "")
 
 
 def _check_tasks(runs: list[Run], settings: Settings) -> None:
