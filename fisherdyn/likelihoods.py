@@ -122,6 +122,14 @@ class Categorical(Likelihood):
     name = "categorical"
     shape = "(batch, classes of at least 2)"
 
+    def check(self, f: Tensor, examples: int) -> None:
+        super().check(f, examples)
+        if _are_probabilities(f.detach()):
+            raise ValueError(
+                "expected logits, got probabilities (all at least 0, each row sums to 1): leave out the softmax at the "
+                "model's end, or return log_softmax"
+            )
+
     def fits(self, f: Tensor) -> bool:
         return f.ndim == 2 and f.shape[1] >= 2
 
@@ -423,6 +431,19 @@ def to_unit_size(cotangent: Tensor) -> tuple[Tensor, Tensor]:
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     bits = torch.randint(2, like.shape, generator=generator, device=generator.device)
     return (2 * bits - 1).to(like)
+
+
+def _are_probabilities(f: Tensor) -> bool:
+    """Whether f is what a softmax returns: two rows of logits or more do not all sum to 1 by chance.
+
+    Rows of zeros and ones alone may be logits: a softmax hardly returns these and nothing else.
+    """
+    # Logits nearly always end here, for the price of two examples.
+    if f.shape[:-1].numel() < 2 or (f[:2] < 0).any() or (f < 0).any() or not ((f > 0) & (f < 1)).any():
+        return False
+    # A row's error is at most that of rounding each of its entries; 1e-4 is for what long float32 sums lose.
+    tolerance = 1e-4 + torch.finfo(f.dtype).eps / 2
+    return bool(((widened(f).sum(dim=-1) - 1).abs() <= tolerance).all())
 
 
 def _unit_columns(f: Tensor, scale: Tensor) -> Iterator[Tensor]:

@@ -199,6 +199,7 @@ OF_THE_OUTPUT = [
     (lambda: trace(Returning(lambda f: None)), "a model that returns logits .*NoneType"),
     (lambda: trace(Returning(lambda f: f.detach())), "head do not reach the logits; pass layers= without it"),
     (lambda: trace(Returning(lambda f: torch.complex(f, f))), "logits are complex|complex logits"),
+    (lambda: trace(nn.Sequential(LINEAR, nn.Softmax(dim=1))), "got probabilities .*: leave out the softmax"),
     (lambda: trace(overflowing(), X.half() * 100), "logits of example.* not finite"),
 ]
 

@@ -70,6 +70,48 @@ def test_unknown_labels(generator):
         list(Categorical().cotangents(torch.randn(2, 3), "true", generator))
 
 
+SOFTMAXES = {"categorical": (8, 5), "choice": (8, 2), "token": (8, 4, 5), "causal_lm": (1, 4, 300), "span": (8, 2, 5)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("name", "shape"), SOFTMAXES.items())
+def test_probabilities_are_refused(name, shape, dtype, generator):
+    for scale in (0.0, 0.1, 3.0):
+        f = scale * torch.randn(shape, generator=generator)
+        with pytest.raises(ValueError, match=r"got probabilities .*: leave out the softmax"):
+            LIKELIHOODS[name]().check(f.softmax(dim=-1).to(dtype), shape[0])
+        LIKELIHOODS[name]().check(f.log_softmax(dim=-1).to(dtype), shape[0])
+        LIKELIHOODS[name]().check(f.to(dtype), shape[0])
+
+
+def test_long_rows_of_probabilities_are_refused(generator):
+    f = torch.randn(2, 100_000, generator=generator)
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(ValueError, match="got probabilities"):
+            Categorical().check(f.softmax(dim=1).to(dtype), 2)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        torch.zeros(4, 3),
+        torch.eye(3),
+        torch.rand(4, 3) + 0.4,
+        torch.tensor([[0.25, 0.75]]),  # one row proves nothing
+        torch.tensor([[0.25, 0.75], [0.25, 0.74]]),
+        torch.tensor([[0.25, 0.75], [-0.25, 1.25]]),
+        torch.tensor([[0.25, 0.75], [0.5, 0.5], [1.25, -0.25]]),
+    ],
+)
+def test_logits_that_are_like_probabilities_are_not_refused(f):
+    Categorical().check(f, len(f))
+
+
+def test_other_likelihoods_take_numbers_that_sum_to_1():
+    for name in ("gaussian", "bernoulli"):
+        LIKELIHOODS[name]().check(torch.full((4, 2), 0.5), 4)
+
+
 # Every other likelihood against a loop over outputs, in float64, that shares no code with fisherdyn.
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from . import estimate, recipes, report, studies, tables
+from . import estimate, notes, recipes, report, tables
 from .cluster import Cluster, NoSchedulerError, SchedulerLostError
 from .engine import Engine, InProcess, Train, Watch
 from .execute import execute
 from .options import cores, parse
-from .planning import default_folder, open_store, plan, selected, study_file
+from .planning import default_folder, open_store, plan, selected, study_file, study_name
 from .processes import Processes
 from .running import run
 from .status import status
@@ -63,7 +63,7 @@ def sweep(
     store: SweepStore, wanted: Sequence[int], make: Callable[[Watch], Engine], check_stop: Callable[[], None]
 ) -> int:
     """Runs what is left, publishes the dataset and says what it shows; the exit code."""
-    for line in _late_openings(store):
+    for line in notes.openings([store.runs[index] for index in wanted], store.settings):
         print(line)
     failed = run(store, make, wanted, check_stop)
     _say_results(store)
@@ -93,30 +93,20 @@ def _say_results(store: SweepStore) -> None:
         print(path)
 
 
-def _late_openings(store: SweepStore) -> list[str]:
-    """The rows whose last layer opens when most of the training is over."""
-    rows: dict[str, str] = {}
-    for one in store.runs:
-        own = store.settings.of(one)
-        opening = own.interval * (1 if one.policy == "linear_probing" else studies.LAYERS - 1)
-        if one.policy != "standard" and one.schedule != studies.STANDARD and opening > 0.6 * own.steps:
-            rows[one.schedule] = f"{one.schedule}: the last layer opens at step {opening} of {own.steps}"
-    return [f"note: {line}: little or no time to train with all open" for line in rows.values()]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser, args = parse(argv)
     try:
         with stoppable() as check_stop:
             try:
                 if args.status:
-                    print(status(args.out or default_folder(args)))
+                    print(status(args.out or default_folder(args), study_name(args)))
                     return 0
                 runs, settings = plan(args)
                 wanted = selected(runs, args.only)
                 if args.dry_run:
                     recipe = recipes.find(args.study, args.task, args.model)
-                    print(estimate.listing([runs[index] for index in wanted], settings, recipe))
+                    listed = [runs[index] for index in wanted]
+                    print("\n".join([*notes.openings(listed, settings), estimate.listing(listed, settings, recipe)]))
                     return 0
                 scheduler = str(args.scheduler or "")
                 if scheduler.endswith((".yaml", ".yml")) and not Path(scheduler).is_file():

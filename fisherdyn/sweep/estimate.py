@@ -46,7 +46,8 @@ def listing(runs: Sequence[Run], settings: Settings, recipe: Recipe) -> str:
     """One line a run, and what they come to."""
     worlds = settings.task.startswith("world")
     weights = WORLDS_WEIGHTS if worlds else encoder_weights(str(settings.options.get("model", "")))
-    lines = ["schedule      seed  what is trained  examples  lr        k      steps      GPU hours"]
+    width = max([12, *(len(run.schedule) for run in runs)])
+    lines = [f"{'schedule':{width}}  seed  what is trained  examples  lr        k      steps      GPU hours"]
     hours = steps = 0.0
     for run in runs:
         own = settings.of(run)
@@ -54,7 +55,7 @@ def listing(runs: Sequence[Run], settings: Settings, recipe: Recipe) -> str:
         k = "-" if run.policy in ("", "standard") and not run.order else own.interval
         tuning, examples = own.options.get("tuning", "adapter"), own.options.get("train_examples") or "all"
         lines.append(
-            f"{run.schedule:12}  {run.seed:4}  {tuning:15}  {examples:>8}  {own.lr:<8g}  {k:<5}  "
+            f"{run.schedule:{width}}  {run.seed:4}  {tuning:15}  {examples:>8}  {own.lr:<8g}  {k:<5}  "
             f"{own.steps:<9}  {cost:.2g}"
         )
         hours, steps = hours + cost, steps + own.steps

@@ -52,15 +52,16 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Parser, argparse.Namespace
 
 
 def _take_from_file(parser: Parser, one: argparse.ArgumentParser, path: Path) -> None:
-    """The file's options become defaults."""
+    """The file's options become defaults, and are read as what is typed is."""
     try:
         file = studyfile.read(path)
-        known = {action.dest for action in one._actions} - {"help"}
+        known = {action.dest: action.type for action in one._actions if action.dest != "help"}
         if unknown := [name for name in file.options if name not in known]:
             raise ValueError(f"{path}: unknown option {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
     except ValueError as error:
         parser.error(str(error))
-    one.set_defaults(file=file, **file.options)
+    given = {name: value for name, value in file.options.items() if value is not None}
+    one.set_defaults(file=file, **{name: str(value) if known[name] else value for name, value in given.items()})
 
 
 def _add_orders(one: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import tasks
-from . import recipes, studies
+from . import recipes, rows, studies
 from .folder import PLAN
 from .recipes import Recipe
 from .store import SweepStore
@@ -58,6 +58,8 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
 def _runs(args: argparse.Namespace, recipe: Recipe, settings: Settings, wanted: Mapping[str, Any]) -> list[Run]:
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     if file := study_file(args):
+        if file.tasks:
+            _check_rows(args, file, settings)
         return file.runs(seeds)
     if args.study == "permutations":
         orders = [studies.parse_order(text) for text in args.order]
@@ -71,6 +73,29 @@ def _runs(args: argparse.Namespace, recipe: Recipe, settings: Settings, wanted: 
 def study_file(args: argparse.Namespace) -> StudyFile | None:
     """The file that the study is from."""
     return getattr(args, "file", None)
+
+
+def _check_rows(args: argparse.Namespace, file: StudyFile, settings: Settings) -> None:
+    """Refuses rows that no run could be made of; what the runs will read is looked at later."""
+    loaded: list[tuple[str, Mapping[str, Any]]] = []
+    for run in file.runs([0]):
+        try:
+            task = str(run.changes.get("task", settings.task))
+            rows.check(run.changes, tasks.options(task), task)
+            own = settings.of(run)
+            if (task, own.options) not in loaded:
+                tasks.load(task, **own.options)
+                loaded.append((task, own.options))
+            if "device" in run.changes:
+                _check_device(str(own.device), here=args.scheduler is None)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{args.study}: schedule {run.schedule}: {str(error).removeprefix('--')}") from error
+
+
+def study_name(args: argparse.Namespace) -> str:
+    """As the folder has it."""
+    file = study_file(args)
+    return file.name if file else str(args.study)
 
 
 def _intervals(text: str | None) -> list[int]:
@@ -151,20 +176,19 @@ def open_store(args: argparse.Namespace, runs: list[Run], settings: Settings) ->
     """The folder of the sweep, once all that its runs will read is known to be there."""
     file = study_file(args)
     if file is None or file.tasks:
-        _check_tasks(args.task, runs, settings)
+        _check_tasks(runs, settings)
     folder = args.out or default_folder(args)
     if not args.resume and (folder / PLAN).exists():
         raise ValueError(f"--no-resume: {folder} holds a sweep; choose another folder or delete it")
-    return SweepStore(folder, file.name if file else args.study, runs, settings, file.trained_by if file else "")
+    return SweepStore(folder, study_name(args), runs, settings, file.trained_by if file else "")
 
 
-def _check_tasks(name: str, runs: list[Run], settings: Settings) -> None:
-    checked: list[Mapping[str, Any]] = []
-    for run in runs:
-        options = settings.of(run).options
-        if options not in checked:
-            tasks.load(name, **options).check()  # damaged weights, missing data end here, not in a worker
-            checked.append(options)
+def _check_tasks(runs: list[Run], settings: Settings) -> None:
+    checked: list[tuple[str, Mapping[str, Any]]] = []
+    for own in map(settings.of, runs):
+        if (own.task, own.options) not in checked:
+            tasks.load(own.task, **own.options).check()  # damaged weights, missing data end here, not in a worker
+            checked.append((own.task, own.options))
 
 
 def default_folder(args: argparse.Namespace) -> Path:

@@ -11,8 +11,8 @@ from .folder import RUNS, holder
 from .store import DONE, FAILED, WAITING, reasons
 
 
-def status(folder: Path) -> str:
-    """A table with one row a schedule, and why runs failed; reads alone.
+def status(folder: Path, study: str) -> str:
+    """A table with one row a schedule, and why runs failed; reads alone. Says so where the folder is another study's.
 
     Raises:
         ValueError: there is no sweep in the folder.
@@ -21,6 +21,7 @@ def status(folder: Path) -> str:
     try:
         with xr.open_zarr(store, consolidated=False, chunks=None) as ds:
             states, schedules, seeds = ds["status"].values, ds["schedule"].values.tolist(), ds["seed"].values.tolist()
+            kept = str(ds.attrs.get("study", study))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"--out {folder}: holds no sweep ({error})") from error
     counted = Counter(zip(schedules, states.tolist(), strict=True))
@@ -31,4 +32,5 @@ def status(folder: Path) -> str:
     who = holder(folder)
     said.append(f"written now by {who}" if who else "nobody writes here now")
     why = [f"failed: {schedules[i]}, seed {seeds[i]}: {reason}" for i, reason in reasons(store, states).items()]
-    return "\n".join([f"{'; '.join(said)}.", *rows, *why])
+    other = [f"{folder} is of the study {kept}, not of {study}:"] if kept != study else []
+    return "\n".join([*other, f"{'; '.join(said)}.", *rows, *why])

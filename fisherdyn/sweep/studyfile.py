@@ -27,6 +27,7 @@ from typing import Any
 import xarray as xr
 
 from .. import policies
+from . import rows
 from .engine import OnStep, Train
 from .execute import execute
 from .studies import Run, Settings, parse_order
@@ -56,11 +57,11 @@ class StudyFile:
 
     def runs(self, seeds: Sequence[int]) -> list[Run]:
         """Every row, for every seed."""
-        rows = []
+        every = []
         for name, row in self.schedules.items():
             own = dict(row)
-            rows.append((name, tuple(own.pop("order", ())), own.pop("policy", ""), own))
-        return [Run(name, order, seed, policy, own) for seed in seeds for name, order, policy, own in rows]
+            every.append((name, tuple(own.pop("order", ())), own.pop("policy", ""), own))
+        return [Run(name, order, seed, policy, own) for seed in seeds for name, order, policy, own in every]
 
 
 def read(path: Path) -> StudyFile:
@@ -82,12 +83,16 @@ def read(path: Path) -> StudyFile:
 def _from_yaml(path: Path, source: str) -> dict[str, Any]:
     try:
         import yaml
+
+        from . import yamltext
     except ModuleNotFoundError as error:
         raise ValueError(f"{path}: needs PyYAML: pip install 'fisherdyn[sweep]'") from error
     try:
-        options = yaml.safe_load(source)
+        options = yamltext.load(source)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(options, dict):
         raise ValueError(f"{path}: expected options and schedules by name, got {type(options).__name__}")
     return options
@@ -133,18 +138,20 @@ def _checked(
 ) -> Mapping[str, Mapping[str, Any]]:
     if not isinstance(schedules, dict) or not schedules:
         raise ValueError(f"{path}: expected schedules, each a name with its policy or order")
-    for name, row in schedules.items():
-        if not isinstance(row, dict) or ("policy" in row) == ("order" in row):
-            raise ValueError(
-                f"{path}: schedule {name}: expected a policy or an order, and what it has otherwise; got {row}"
-            )
-        if "policy" in row and row["policy"] not in known:
-            raise ValueError(
-                f"{path}: schedule {name}: unknown policy {row['policy']!r}: choose one of {', '.join(known)}"
-            )
+    names = [str(name) for name in schedules]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{path}: schedule {twice[0]} is there twice, as a number and as text: give one another name")
+    return {str(name): _row(f"{path}: schedule {name}", row, known, orders) for name, row in schedules.items()}
+
+
+def _row(where: str, row: Any, known: Mapping[str, Any], orders: bool) -> Mapping[str, Any]:
+    if not isinstance(row, dict) or ("policy" in row) == ("order" in row):
+        raise ValueError(f"{where}: expected a policy or an order, and what it has otherwise; got {row}")
+    if "policy" in row and row["policy"] not in [*known]:
+        raise ValueError(f"{where}: unknown policy {row['policy']!r}: choose one of {', '.join(known)}")
+    try:
         if "order" in row and orders:
-            try:
-                parse_order(",".join(map(str, row["order"])))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}: schedule {name}: {str(error).removeprefix('--')}") from error
-    return {str(name): row for name, row in schedules.items()}
+            parse_order(",".join(map(str, row["order"])))
+        return rows.numbers(row)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {str(error).removeprefix('--')}") from error

@@ -54,13 +54,29 @@ REGISTRY = {
 }
 
 
-def load(name: str, **options: Any) -> Task:
+def options(name: str) -> tuple[str, ...]:
+    """What a task may be told.
+
+    Raises:
+        ValueError, ImportError: as `load`.
+    """
+    return tuple(signature(_factory(name)).parameters)
+
+
+def load(name: str, **given: Any) -> Task:
     """A task by its name.
 
     Raises:
         ValueError: there is no such task or option; the message lists those there are.
         ImportError: the packages that tasks need are not installed.
     """
+    known = options(name)
+    if unknown := [option for option in given if option not in known]:
+        raise ValueError(f"task {name!r} has no option {', '.join(unknown)}: it has {', '.join(known)}")
+    return _factory(name)(**given)
+
+
+def _factory(name: str) -> Callable[..., Task]:
     if name not in REGISTRY:
         raise ValueError(f"unknown task {name!r}: choose one of {', '.join(REGISTRY)}")
     entry = REGISTRY[name]
@@ -69,7 +85,4 @@ def load(name: str, **options: Any) -> Task:
     except ModuleNotFoundError as error:
         raise ImportError(f"task {name!r} needs {error.name}: pip install 'fisherdyn[tasks]'") from error
     factory: Callable[..., Task] = getattr(module, entry.factory)
-    known = signature(factory).parameters
-    if unknown := [option for option in options if option not in known]:
-        raise ValueError(f"task {name!r} has no option {', '.join(unknown)}: it has {', '.join(known)}")
-    return factory(**options)
+    return factory
