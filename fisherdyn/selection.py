@@ -90,7 +90,8 @@ def choose(
     established, with heavy ones fewer). What is not established is a tie. The winner is compared with every other candidate
     at the level for one (Gutmann & Maymin 1987, Hung & Fithian 2019): of several equal ones, only one can lead all. Where
     less than about one example in ten holds all of a layer's tr(F), no test of means keeps its level: two equal layers, one
-    of them so, are told apart in 4 % of draws at one in ten, 13 % at one in twenty, half at one in a hundred.
+    of them so, are told apart in 4 % of draws at one in ten, 13 % at one in twenty, half at one in a hundred. Of pairs made
+    equal on the embedded world it tells apart 2 and 5 % (learning rates 2e-3 and 8e-3; `benchmarks/fun.json`).
 
     Args:
         model, loader, generator, labels, likelihood: as for `fisher_trace`; the loader is left where it was, so a loader
