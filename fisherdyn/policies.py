@@ -50,7 +50,7 @@ class Sampling:
         method: "hooks", "vmap" or, biased, "authors".
         batches: read at most this many.
         error_rate: the chance that a layer is called the best which is not, and, on average, that stopping early changes
-            the choice; 0 reads all batches, and what nothing can be wrong about is always a tie.
+            the choice; 0 reads all batches and calls every choice a tie, as none is certain.
     """
 
     labels: str | None = None

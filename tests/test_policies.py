@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from benchmarks import fun
 from fisherdyn import FisherTrace, fisher_trace, policies, selection
 from fisherdyn.fisher import ranks
 from fisherdyn.fisher.sums import Sums
@@ -163,6 +164,15 @@ def test_a_verdict_is_predicted_as_often_as_it_comes(lead, part):
     end = so_far + (1 - part) * drift + (1 - part) ** 0.5 * rng.standard_normal(len(drift))
     p = (end > 2.5).mean()
     assert abs(selection._establishes(lead, 2.5, part) - p) < 4 * (p * (1 - p) / len(drift)) ** 0.5 + 2e-3
+
+
+@pytest.mark.parametrize("means", [[1.0, 1.1, 1.2], [1.0, 1.0]])
+def test_the_benchmark_replays_the_rule(means):
+    values = exponential(means)(np.random.default_rng(1))
+    found = _choose(values)
+    assert fun.replayed(torch.from_numpy(values), 32) == (found.batches, found.tie)
+    told = fun.told_apart(torch.from_numpy(heavy([1.0, 0.5])(np.random.default_rng(0))), [0, 0])
+    assert 0 <= told[fun.TOLD_APART] <= told[fun.UNGUARDED] < 0.5  # equal now, where .5 would be told apart at once
 
 
 def test_few_examples_establish_nothing():
