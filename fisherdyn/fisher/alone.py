@@ -45,6 +45,7 @@ class Memory:
         self.weights = self.changes = 0
 
     def comes_to(self, structure: Hashable, weights: int) -> None:
+        """Takes note of the model's state, and forgets what may no longer hold in it."""
         if structure != self.structure:
             self.compared, self.tried, self.changes = set(), set(), 0
         elif weights != self.weights:
@@ -55,6 +56,7 @@ class Memory:
         self.structure, self.weights = structure, weights
 
     def knows(self, keys: frozenset[Key]) -> bool:
+        """Whether there is nothing to learn from comparing these layers now."""
         return keys <= self.compared or keys in self.tried
 
 
