@@ -127,7 +127,7 @@ class Categorical(Likelihood):
         if _are_probabilities(f.detach()):
             raise ValueError(
                 "expected logits, got probabilities (all at least 0, each row sums to 1): leave out the softmax at the "
-                "model's end, or return log_softmax"
+                "model's end, or return log_softmax; if logits they are, add 1 to them, which changes nothing"
             )
 
     def fits(self, f: Tensor) -> bool:

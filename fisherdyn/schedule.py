@@ -18,7 +18,7 @@ from .fisher.forward import Batch
 from .layers import Layers, resolve_layers
 from .likelihoods import Likelihood
 from .policies import Now, Policy
-from .selection import Selection, choose
+from .selection import Selection, choose, refuse_what_cannot_be_shared
 from .whole import is_whole, whole
 
 TIMINGS = ("prose", "authors")
@@ -158,6 +158,8 @@ class Unfreezing:
             )
         if self.policy.sampling is not None and loader is None:
             raise ValueError(f"policy {self.policy.name!r} measures tr(F): pass the loader to measure it on")
+        if self.policy.sampling is not None and loader is not None:
+            refuse_what_cannot_be_shared(loader)
         while not isinstance(model, DistributedDataParallel) and hasattr(model, "_orig_mod"):
             model = cast(nn.Module, model._orig_mod)
         if isinstance(model, DistributedDataParallel):

@@ -111,7 +111,7 @@ def choose(
     """
     if len(candidates) == 1:
         return Selection(step, dict.fromkeys(candidates, (math.nan, math.nan)), 0, 0, 1.0, tie=False)
-    _refuse_what_cannot_be_shared(loader)
+    refuse_what_cannot_be_shared(loader)
     mine, budget = share(loader, sampling.batches), sampling.batches
     if (batches := length_of(loader)) is not None:
         budget = min(budget, max(batches, 1) * (processes() if mine is loader else 1))
@@ -232,13 +232,14 @@ def _normal_density(z: np.ndarray) -> np.ndarray:
     return np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
 
 
-def _refuse_what_cannot_be_shared(loader: Iterable[Batch]) -> None:
+def refuse_what_cannot_be_shared(loader: Iterable[Batch]) -> None:
+    """Loaders that training and selections cannot both read."""
     if isinstance(loader, Iterator):
         raise ValueError("expected a loader that can be read again and again, got an iterator: pass the loader itself")
     if getattr(loader, "persistent_workers", False) and getattr(loader, "num_workers", 0):
         raise ValueError(
             "a DataLoader with persistent_workers starts again wherever it is read: give the selections a loader of "
-            "their own"
+            "their own (selection_loader= of fit, loader= of attach and of the callbacks)"
         )
 
 

@@ -77,7 +77,8 @@ def fit(
         steps: optimizer updates.
         lr, lr_schedule: AdamW's; "constant", or "linear" to 0.
         probe_loader: what tr(F) is measured on, the same at every record, for all layers, open or frozen.
-        selection_loader: what FUN measures on; None: train_loader, as in the paper. Reading it moves no order of training.
+        selection_loader: what FUN measures on; None: train_loader, as in the paper. Reading it moves no order of training
+            that torch generators draw; a loader that counts its readings itself needs another one here.
         layers: see `resolve_layers`.
         evaluate_source: the source's development metric, taken at every record.
         evaluate: target -> metric, taken every `evaluate_every` steps (default: at the end only).

@@ -154,6 +154,24 @@ def test_rotary_frequencies_that_went_by_the_length_are_put_back():
     assert torch.equal(frequencies, before)
 
 
+def test_a_modules_own_cache_stays_whole():
+    """A length and what was made for it belong together: one of them put back would be worse than none."""
+
+    class Positions(nn.Linear):
+        length, made = 0, ()
+
+        def forward(self, x):
+            if x.shape[1] != self.length:
+                self.length, self.made = x.shape[1], (torch.arange(x.shape[1]).to(x),)
+            return super().forward(x * self.made[0][:, None]).sum(dim=1)
+
+    torch.manual_seed(0)
+    model, short, long = Positions(4, 3), torch.randn(2, 5, 4), torch.randn(2, 9, 4)
+    before = model(short)
+    fisher_trace(model, [long])
+    assert torch.equal(model(short), before)
+
+
 def test_padding_stays_where_it_counts():
     """A span's softmax runs over it; a label beyond the mask is a label."""
     torch.manual_seed(0)

@@ -522,3 +522,14 @@ def test_an_error_in_training_keeps_what_was_recorded_and_takes_off_the_hooks(mo
     recorder.attach(optimizer)  # and it can go on
     update(model, optimizer)
     assert recorder.dataset["step"].values.tolist() == [0, 2, 4]
+
+
+def test_a_finished_store_is_opened_to_be_read(tmp_path):
+    """Nothing is attached, and nothing is to be recorded."""
+    model = children.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, batches(), every=1, path=tmp_path / "run.zarr").attach(optimizer) as recorder:
+        model(batches()[0]).sum().backward()
+        optimizer.step()
+    with Recorder(model, batches(), every=1, resume=tmp_path / "run.zarr") as again:
+        assert again.dataset["step"].values.tolist() == recorder.dataset["step"].values.tolist() == [0, 1]

@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 from test_schedule import TABLE
 from torch import nn
+from torch.utils.data import DataLoader
 
 from fisherdyn import fit, policies
 from fisherdyn.loop.checkpoint import Checkpoint, checkpoints, newest
@@ -178,6 +179,13 @@ def test_numpys_numbers_are_numbers(model, data, tmp_path):
 def test_a_loader_that_is_used_up(model, data):
     with pytest.raises(ValueError, match="train_loader gave no batch"):
         run(model, iter(data), probe_loader=data[:2])
+
+
+def test_a_loader_that_selections_would_restart_is_refused_before_training(model, data):
+    examples = [{name: x[i] for name, x in batch.items()} for batch in data for i in range(8)]
+    loader = DataLoader(examples, batch_size=8, num_workers=1, persistent_workers=True)
+    with pytest.raises(ValueError, match=r"give the selections a loader of their own \(selection_loader= of fit"):
+        run(model, loader, policies.fun(), probe_loader=data, on_step=lambda step, loss: pytest.fail("it was trained"))
 
 
 def test_the_record_says_what_each_choice_rested_on(model, data):

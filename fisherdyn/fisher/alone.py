@@ -3,9 +3,10 @@
 Hooks read a per-example gradient off the rows of what modules see. That is wrong, without a sign of it, where a model
 mixes examples, orders their rows otherwise, or uses a weight outside its module's call. So the first time that a layer is
 measured, two examples are run alone and differentiated in the weights themselves, and must have the norms that their rows
-were given. Once more when the weights have changed for the first, second, fourth, eighth ... time, as a gate may have been
-shut before; and at once when modules or likelihood are others. A layer whose gradient is zero, or drowned in the others'
-rounding, was not compared: it is asked again when weights change. What a model does with some inputs only stays unseen.
+were given. Again in the second, fourth, eighth ... measurement of the model, as a gate may have been shut before (not in
+half precision, whose rounding would refuse a right model sooner or later); and at once when modules or likelihood are
+others. A layer whose gradient is zero, or drowned in the others' rounding, was not compared, and is asked again then or in
+other company. What a model does with some inputs only stays unseen.
 
 Cost: two plain forward and backward passes of one example each time.
 """
@@ -31,29 +32,29 @@ Key = tuple[str, tuple[str, ...], Hashable]
 
 
 class Memory:
-    """Of one model: what was compared, and the state that it was in.
+    """Of one model: what was compared.
 
     Attributes:
         compared: what was found right.
-        tried: sets of layers that were compared together, some of them in vain, since the weights last changed.
+        tried: sets of layers that were compared together, some of them in vain.
+        exact: whether rounding is small enough to compare again and again.
     """
 
     def __init__(self) -> None:
         self.compared: set[Key] = set()
         self.tried: set[frozenset[Key]] = set()
+        self.exact = True
         self.structure: Hashable = None
-        self.weights = self.changes = 0
+        self.measurements = 0
 
-    def comes_to(self, structure: Hashable, weights: int) -> None:
-        """Takes note of the model's state, and forgets what may no longer hold in it."""
+    def begin(self, structure: Hashable) -> None:
+        """A measurement; forgets what may no longer hold."""
         if structure != self.structure:
-            self.compared, self.tried, self.changes = set(), set(), 0
-        elif weights != self.weights:
-            self.changes += 1
-            self.tried = set()
-            if not self.changes & (self.changes - 1):  # a power of two
-                self.compared = set()
-        self.structure, self.weights = structure, weights
+            self.measurements, self.structure = 0, structure
+        self.measurements += 1
+        power_of_two = not self.measurements & (self.measurements - 1)
+        if self.measurements == 1 or (power_of_two and self.exact):
+            self.compared, self.tried = set(), set()
 
     def knows(self, keys: frozenset[Key]) -> bool:
         """Whether there is nothing to learn from comparing these layers now."""
@@ -64,10 +65,8 @@ _MEMORY: WeakKeyDictionary[nn.Module, Memory] = WeakKeyDictionary()
 
 
 def before_measuring(model: nn.Module, likelihood: object) -> None:
-    """Forgets what was found right where it may no longer be so; to be called once a measurement."""
-    structure = type(likelihood), tuple(map(id, model.modules()))
-    weights = sum(0 if p.is_inference() else p._version for p in model.parameters())
-    _MEMORY.setdefault(model, Memory()).comes_to(structure, weights)
+    """To be called once a measurement."""
+    _MEMORY.setdefault(model, Memory()).begin((type(likelihood), tuple(map(id, model.modules()))))
 
 
 _left_to_the_caller = False
@@ -122,6 +121,7 @@ class Alone:
         rows = {int(norms.sum(dim=1).argmax()), middle}
         told = [self._compare(norms[i], self._norms(i, cotangent[i : i + 1]), cotangent.dtype) for i in rows]
         compared = torch.stack(told).any(dim=0).tolist()
+        self.memory.exact = torch.finfo(cotangent.dtype).bits >= 32
         self.memory.compared |= {key for key, could_tell in zip(self.keys, compared, strict=True) if could_tell}
         if bool(norms.any()):  # else the next batch may say something
             self.memory.tried.add(frozenset(self.keys))

@@ -128,10 +128,12 @@ def no_trace(model: nn.Module, loader: Iterable) -> Iterator[None]:
     modules = list(model.modules())
     modes = [(module, module.training) for module in modules]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    # Some modules keep tensors and numbers that are no buffers and set them anew as they are called.
+    # Some modules keep tensors that are no buffers and set them anew as they are called (adapters' prompt tuning).
     kept: list[tuple[dict[str, Any], dict[str, Any]]]
-    kept = [(own, {k: x for k, x in own.items() if isinstance(x, Tensor | int | float)}) for own in map(vars, modules)]
-    kept += [(module._buffers, {**module._buffers}) for module in modules if module._buffers]
+    kept = [(own, {k: x for k, x in own.items() if isinstance(x, Tensor)}) for own in map(vars, modules)]
+    for module in modules:
+        if "max_seq_len_cached" in (own := vars(module)):  # rotary frequencies, and the length that they are for
+            kept += [(own, {"max_seq_len_cached": own["max_seq_len_cached"]}), (module._buffers, {**module._buffers})]
     generators = [(generator, generator.get_state()) for generator in generators_of(loader)]
     python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

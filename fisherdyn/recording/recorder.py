@@ -205,13 +205,13 @@ class Recorder:
         Raises:
             ValueError: nobody has told it of updates; the model's state now would be recorded as that of step 0.
         """
-        if not self._told:
+        self.detach()
+        if not self._told and not self._ledger.rows:
             raise ValueError(
                 "nothing was attached to this recorder, so it saw no update: use Recorder(...).attach(optimizer) before "
                 "training, or call rec.step() right before each update"
             )
-        self.detach()
-        if self.cadence.due_at_the_end(self.updates) and self._ledger.last_step < self.updates:
+        if self._told and self.cadence.due_at_the_end(self.updates) and self._ledger.last_step < self.updates:
             self._row = self._state()
             self._finish({})
         self._ledger.close()
