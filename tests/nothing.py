@@ -1,6 +1,6 @@
 """A study of one's own whose trainer does nearly nothing: made-up records, at once. Some seeds fail, or take their time.
 
-Every run that begins adds a line to the file that LOG names, if it does.
+Every run that begins adds a line to the file that LOG names, if it does, and takes PAUSE seconds, if that is said.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def train(run, settings, on_step) -> xr.Dataset:
             file.write(f"{run.schedule}:{run.seed}\n")
     if run.schedule == "s0":
         _go_wrong(run.seed)
+    time.sleep(float(os.environ.get("PAUSE", "0")))
     on_step(settings.of(run).steps, 0.5)
     return made_up(run.schedule, run.seed)
 
