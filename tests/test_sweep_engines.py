@@ -79,8 +79,9 @@ class DaskCluster:
 def _dask(said: Path, kind: str, *arguments: str) -> subprocess.Popen[bytes]:
     with said.open("w") as log:
         command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments]
-        # Runs that take a moment: else the sweep could be over before anything is lost.
-        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"LOG": str(said.parent / "log"), "PAUSE": "0.05"})
+        # Runs take a moment: else the sweep could be over before anything is lost.
+        own = {"LOG": str(said.parent / "log"), "PAUSE": "0.05"}
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | own)
 
 
 @pytest.fixture
