@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherdyn import fisher_trace, policies, selection, tasks
-from fisherdyn.fisher.sums import Sums
+from fisherdyn.fisher.running_mean import RunningMean
 from fisherdyn.layers import Layers
 from fisherdyn.policies import Scores
 from fisherdyn.schedule import Unfreezing
@@ -48,7 +48,7 @@ SEVERAL = "theirs, share of training time, without the lone last candidate"
 REDRAWN = 8
 """Samples with two equal layers, of every selection."""
 
-_sampling = policies.fun().sampling
+_sampling = policies.fun().scoring
 assert _sampling is not None
 SAMPLING = _sampling
 
@@ -80,7 +80,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, 
 def replayed(values: Tensor, size: int) -> tuple[int, bool]:
     """Batches of so many examples that the rule reads of kept values (examples, layers), and whether the best is a tie."""
     budget = min(SAMPLING.batches, len(values) // size)
-    rule, read = Rule(budget, SAMPLING.error_rate), Sums()
+    rule, read = Rule(budget, SAMPLING.error_rate), RunningMean()
     for rows in values[: budget * size].split(size):
         read.add(rows, size, 1)
         if rule.enough(read):
@@ -169,7 +169,7 @@ def paper(batches_read: dict[str, list[float]], rounds: int) -> dict[str, Any]:
         spent: dict[str, list[float]] = {"step": [], "ours": [], "theirs": []}
         for _ in range(rounds + 1):
             spent["step"].append(seconds(lambda: update(model, optimizer, batch))[0])
-            for name, method, labels in (("ours", "hooks", "class_mix"), ("theirs", "authors", "argmax")):
+            for name, method, labels in (("ours", "hooks", "rademacher"), ("theirs", "authors", "argmax")):
                 measured = (model, [inputs])
                 how: dict[str, Any] = {"layers": candidates, "method": method, "labels": labels}
                 spent[name].append(seconds(partial(fisher_trace, *measured, **how))[0])

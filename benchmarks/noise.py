@@ -6,7 +6,7 @@ inputs that they never saw:
 - label noise: the variance of one reading of one input over label draws and inputs, over that of exact labels, per layer;
 - time to 5 %: (relative variance of a reading of one batch, worst layer) / 0.05^2 batches times the seconds of one batch.
   The reading of a method that sees single examples is their mean over the batch; that of a batch gradient is its square.
-  Variances come from many more batches than are timed. The pool's forward passes are in importance sampling's time.
+  Variances come from many more batches than are timed.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ BATCH, LENGTH, BATCHES, TIMED, REPEATS = 32, 32, 64, 8, 4
 TARGET = 0.05
 CLASSES = (3, 10)
 OURS: dict[str, dict[str, str]] = {
-    "hooks, class_mix": {},
+    "hooks, rademacher": {},
     "hooks, exact": {"labels": "exact"},
-    "hooks, sampled": {"labels": "sampled"},
-    "hooks, class_mix, importance": {"sampling": "importance"},
-    "batch, sampled labels": {"labels": "sampled", "method": "batch"},
+    "hooks, mc": {"labels": "mc"},
+    "batch, sampled labels": {"labels": "mc", "method": "batch"},
 }
 """Method -> options of fisher_trace."""
 BASE, PEER = "batch, sampled labels", "Opacus, ghost, sampled labels"
@@ -115,7 +114,7 @@ def _of(classes: int, device: torch.device, clock: Clock) -> dict[str, Any]:
     exact = traces["hooks, exact"][0].values.var(dim=0)
     noise = {
         name: (torch.stack([t.values.var(dim=0) for t in traces[name]]).mean(dim=0) / exact).tolist()
-        for name in ("hooks, class_mix", "hooks, sampled")
+        for name in ("hooks, rademacher", "hooks, mc")
     }
     truth = traces["hooks, exact"][0].trace
     variance = {
@@ -128,7 +127,7 @@ def _of(classes: int, device: torch.device, clock: Clock) -> dict[str, Any]:
     seconds[PEER] = _seconds(
         lambda: [ghost(x, y) for x, y in zip(work.batches, work.labels, strict=True)], clock, device
     )
-    variance[PEER] = variance["hooks, sampled"]
+    variance[PEER] = variance["hooks, mc"]
     return {
         "accuracy": accuracy,
         "label noise": noise,
@@ -153,7 +152,7 @@ def tables(found: dict[str, Any]) -> str:
     """Markdown: label noise, then times."""
     rows = [f"| variance of a reading over that of exact labels, worst layer | {' | '.join(found)} |"]
     rows.append("|---" * (1 + len(found)) + "|")
-    for name in ("hooks, class_mix", "hooks, sampled"):
+    for name in ("hooks, rademacher", "hooks, mc"):
         rows.append(
             f"| {name} | " + " | ".join(f"{max(one['label noise'][name]):.3f}" for one in found.values()) + " |"
         )

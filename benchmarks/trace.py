@@ -33,9 +33,9 @@ Method = Callable[[], None]
 """All batches of a workload, once."""
 
 
-def _ours(method: str = "hooks", labels: str = "class_mix", sampling: str = "all") -> Callable[[Workload], Method]:
+def _ours(method: str = "hooks", labels: str = "rademacher") -> Callable[[Workload], Method]:
     def prepare(work: Workload) -> Method:
-        return lambda: _measure(work, method=method, labels=labels, sampling=sampling)
+        return lambda: _measure(work, method=method, labels=labels)
 
     return prepare
 
@@ -60,11 +60,10 @@ def _theirs(peer: Callable[[Workload], Step]) -> Callable[[Workload], Method]:
 METHODS: dict[str, Callable[[Workload], Method]] = {
     PLAIN: _theirs(plain),
     "forward alone": _theirs(forward),
-    "hooks, class_mix (the default)": _ours(),
+    "hooks, rademacher (the default)": _ours(),
     "hooks, exact": _ours(labels="exact"),
-    "hooks, class_mix, importance": _ours(sampling="importance"),
-    "batch, class_mix": _ours("batch"),
-    "vmap, class_mix": _ours("vmap"),
+    "batch, rademacher": _ours("batch"),
+    "vmap, rademacher": _ours("vmap"),
     **{name: _theirs(peer) for name, peer in PEERS.items()},
 }
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, one_hot
 
-TRUE_LABELS = ("exact", "class_mix", "sampled")
+TRUE_LABELS = ("exact", "rademacher", "mc")
 """Those whose estimate is of the true Fisher, and unbiased."""
 LABELS = (*TRUE_LABELS, "empirical", "argmax")
 IGNORED = -100
@@ -59,11 +59,11 @@ class Likelihood:
 
         Args:
             f: not differentiated through.
-            labels: "exact": a factor's columns, no variance, a backward pass each. "class_mix": the same columns with
-                random signs, one pass, unbiased, relative variance at most 2. "sampled": the score of a label y ~ p
+            labels: "exact": a factor's columns, no variance, a backward pass each. "rademacher": the same columns with
+                random signs, one pass, unbiased, relative variance at most 2. "mc": the score of a label y ~ p
                 (Eqn. 1 of the paper), one pass, unbiased, variance unbounded as p becomes one-hot. "empirical": of the
                 batch's own label; "argmax": of the likeliest; both biased.
-            generator: of the random numbers; only "class_mix" and "sampled" draw any.
+            generator: of the random numbers; only "rademacher" and "mc" draw any.
             batch: as the loader gave it: labels for "empirical", and masks where positions count.
         """
         if labels not in LABELS:
@@ -71,16 +71,16 @@ class Likelihood:
         f = widened(f.detach())
         if labels == "exact":
             yield from self.columns(f, batch)
-        elif labels == "class_mix":
+        elif labels == "rademacher":
             yield self.mixed(f, random_signs(f, generator), batch)
-        elif labels == "sampled":
+        elif labels == "mc":
             yield self.score(f, self.sample(f, generator), batch)
         elif labels == "argmax":
             yield self.score(f, self.mode(f), batch)
         else:
             yield self.score(f, self.targets(f, batch), batch)
 
-    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+    def logit_fisher_trace(self, f: Tensor, batch: Any = None) -> Tensor:
         """tr(S) of each example, (batch,), in float64: how undecided the model is."""
         raise NotImplementedError
 
@@ -116,7 +116,7 @@ class Categorical(Likelihood):
     S = L L^T with C-1 columns. With s = sqrt(p) and k the likeliest class, the Householder reflection
     H = I - u u^T / (1 + s_k), u = s + e_k, sends s to -e_k, so I - s s^T = H (I - e_k e_k^T) H and L is diag(s) H without
     its column k. The plus sign avoids the cancellation that s - e_k suffers when the model is confident. Factors of S:
-    Tanabe & Sagae 1992; random signs over them: Sun 2025 (arXiv 2505.13614). For two classes "class_mix" is exact.
+    Tanabe & Sagae 1992; random signs over them: Sun 2025 (arXiv 2505.13614). For two classes "rademacher" is exact.
     """
 
     name = "categorical"
@@ -137,7 +137,7 @@ class Categorical(Likelihood):
         """Which softmaxes count, bool, f's shape without classes; None: all."""
         return None
 
-    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+    def logit_fisher_trace(self, f: Tensor, batch: Any = None) -> Tensor:
         log_p = f.double().log_softmax(dim=-1)
         # p (1 - p), from logarithms: a confident softmax keeps its relative precision.
         each = -(log_p.exp() * torch.expm1(log_p)).sum(dim=-1, keepdim=True)
@@ -261,7 +261,7 @@ class Span(Categorical):
 
 
 class Gaussian(Likelihood):
-    """Regression: y ~ N(f, sigma^2 I), S = I / sigma^2. "class_mix" has random signs, "sampled" normal ones."""
+    """Regression: y ~ N(f, sigma^2 I), S = I / sigma^2. "rademacher" has random signs, "mc" normal ones."""
 
     name = "gaussian"
     shape = "(batch, ...)"
@@ -274,7 +274,7 @@ class Gaussian(Likelihood):
     def fits(self, f: Tensor) -> bool:
         return f.ndim >= 1
 
-    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+    def logit_fisher_trace(self, f: Tensor, batch: Any = None) -> Tensor:
         return torch.full((len(f),), f[0].numel() / self.sigma**2, dtype=torch.float64, device=f.device)
 
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
@@ -311,7 +311,7 @@ class Bernoulli(Likelihood):
     def fits(self, f: Tensor) -> bool:
         return f.ndim <= 2
 
-    def spread(self, f: Tensor, batch: Any = None) -> Tensor:
+    def logit_fisher_trace(self, f: Tensor, batch: Any = None) -> Tensor:
         return self._root(f.double()).square().reshape(len(f), -1).sum(dim=1)
 
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:

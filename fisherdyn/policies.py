@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import torch
 
 from .likelihoods import LABELS
-from .whole import whole
+from .validation import whole
 
 Scores = Mapping[str, tuple[float, float]]
 """Layer -> (tr(F), standard error)."""
 
 
 @dataclass(frozen=True)
-class Now:
+class SelectionContext:
     """What SELECT sees.
 
     Attributes:
@@ -42,11 +42,11 @@ class Now:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Scoring:
     """How tr(F) is sampled for a choice; `selection.choose` does it.
 
     Attributes:
-        labels: "class_mix", "exact", "sampled" or, biased, "argmax"; None: those of the record.
+        labels: "rademacher", "exact", "mc" or, biased, "argmax"; None: those of the record.
         method: "hooks", "vmap" or, biased, "authors".
         batches: read at most this many.
         error_rate: the chance that a layer is called the best which is not, and, on average, that stopping early changes
@@ -67,14 +67,14 @@ class Policy:
         name: the field's.
         start: all layers -> those open at step 0.
         select: SELECT of Algorithm 1: what there is now -> layers to open; asked while a layer is frozen.
-        sampling: how the scores that SELECT looks at are had; None: it looks at none.
+        scoring: how the scores that SELECT looks at are had; None: it looks at none.
         reopens_top: whether the authors' code spends SELECT's first turn on the top layer, which is open already.
     """
 
     name: str
     start: Callable[[tuple[str, ...]], tuple[str, ...]]
-    select: Callable[[Now], tuple[str, ...]]
-    sampling: Sampling | None = None
+    select: Callable[[SelectionContext], tuple[str, ...]]
+    scoring: Scoring | None = None
     reopens_top: bool = False
 
 
@@ -84,29 +84,29 @@ def _top(layers: tuple[str, ...]) -> tuple[str, ...]:
 
 def all_at_once() -> Policy:
     """Standard fine-tuning: everything is open from the start."""
-    return Policy("standard", lambda layers: layers, lambda now: ())
+    return Policy("standard", lambda layers: layers, lambda context: ())
 
 
 def top_down() -> Policy:
     """Gradual unfreezing, GU (Howard & Ruder 2018): the highest frozen layer."""
-    return Policy("top_down", _top, lambda now: now.frozen[-1:], reopens_top=True)
+    return Policy("top_down", _top, lambda context: context.frozen[-1:], reopens_top=True)
 
 
 def bottom_up() -> Policy:
     """The reverse of GU: the top layer at the start, then from the lowest."""
-    return Policy("bottom_up", _top, lambda now: now.frozen[:1])
+    return Policy("bottom_up", _top, lambda context: context.frozen[:1])
 
 
 def linear_probing() -> Policy:
     """LPFT (Kumar et al. 2022): the classifier alone for one interval, then everything."""
-    return Policy("linear_probing", lambda layers: (), lambda now: now.frozen)
+    return Policy("linear_probing", lambda layers: (), lambda context: context.frozen)
 
 
 def random_order() -> Policy:
     """A frozen layer, drawn uniformly from the generator."""
 
-    def select(now: Now) -> tuple[str, ...]:
-        return (now.frozen[int(torch.randint(len(now.frozen), (), generator=now.generator))],)
+    def select(context: SelectionContext) -> tuple[str, ...]:
+        return (context.frozen[int(torch.randint(len(context.frozen), (), generator=context.generator))],)
 
     return Policy("random", _top, select)
 
@@ -128,8 +128,8 @@ def permutation(order: Sequence[str | int | Sequence[str | int]]) -> Policy:
             )
         return _top(layers)
 
-    def select(now: Now) -> tuple[str, ...]:
-        return next((group for group in groups if group and group[0] in now.frozen), ())
+    def select(context: SelectionContext) -> tuple[str, ...]:
+        return next((group for group in groups if group and group[0] in context.frozen), ())
 
     return Policy("permutation", start, select)
 
@@ -149,7 +149,7 @@ def surgical(layers: Sequence[str | int]) -> Policy:
             raise ValueError(f"unknown layer(s) {', '.join(unknown)}: the model has {', '.join(known)}")
         return chosen
 
-    return Policy("surgical", start, lambda now: ())
+    return Policy("surgical", start, lambda context: ())
 
 
 def fun(
@@ -158,7 +158,7 @@ def fun(
     """FUN, Fisher unfreezing: the frozen layer with the largest tr(F); of equals, the highest.
 
     Args:
-        labels: of tr(F): "class_mix", "exact" or "sampled"; None: those of the record.
+        labels: of tr(F): "rademacher", "exact" or "mc"; None: those of the record.
         method: "hooks" or "vmap". With labels="argmax", "authors" is the selection rule of the paper's code: the squared
             gradient of each batch's mean loss over the batch's size, always of 41 batches.
         batches: read at most this many (40 as in the paper; 41 in its code, whose test is `step > 39`); as a rule far fewer
@@ -181,11 +181,11 @@ def fun(
     if not 0 <= error_rate < 1:
         raise ValueError(f"expected an error_rate of at least 0 and below 1, such as 0.05, got {error_rate}")
 
-    def select(now: Now) -> tuple[str, ...]:
-        return (max(reversed(now.frozen), key=lambda layer: now.scores[layer][0]),)
+    def select(context: SelectionContext) -> tuple[str, ...]:
+        return (max(reversed(context.frozen), key=lambda layer: context.scores[layer][0]),)
 
     read = whole("batches", batches) if batches is not None else (41 if method == "authors" else 40)
-    return Policy("fun", _top, select, Sampling(labels, method, read, error_rate))
+    return Policy("fun", _top, select, Scoring(labels, method, read, error_rate))
 
 
 NAMED: dict[str, Callable[[], Policy]] = {

@@ -11,7 +11,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from . import record
-from .fisher.forward import Batch, device_of
+from .fisher.batches import Batch
+from .fisher.model_state import device_of
 from .fisher.trace import FisherTrace, batches_of, fisher_trace
 
 Loaders = Iterable[Batch] | Mapping[str, Iterable[Batch]]
@@ -81,7 +82,7 @@ def loaders(loader: Loaders) -> dict[str, Iterable[Batch]]:
     return dict(loader)
 
 
-def refuse_what_is_used_up(loader: Iterable[Batch]) -> None:
+def require_reiterable(loader: Iterable[Batch]) -> None:
     """Raises ValueError for an iterator in the place of a loader: reading takes its batches from whoever else has it."""
     for one, what in ((loader, "a loader that"), (getattr(loader, "dataset", None), "a loader whose dataset")):
         if isinstance(one, Iterator):
@@ -91,7 +92,7 @@ def refuse_what_is_used_up(loader: Iterable[Batch]) -> None:
             )
 
 
-def refuse_what_is_being_read(loader: Iterable[Batch]) -> None:
+def refuse_loader_in_use(loader: Iterable[Batch]) -> None:
     """Raises ValueError for a loader with persistent workers that training reads: they serve one reader at a time."""
     if getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", None) is not None:
         raise ValueError(

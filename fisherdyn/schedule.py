@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .fisher.forward import Batch
+from .fisher.batches import Batch
 from .layers import Layers, resolve_layers
 from .likelihoods import Likelihood
-from .policies import Now, Policy
-from .selection import Selection, choose, refuse_what_cannot_be_shared
-from .whole import is_whole, whole
+from .policies import Policy, SelectionContext
+from .selection import Selection, choose, require_shareable
+from .validation import is_whole, whole
 
 TIMINGS = ("prose", "authors")
 
@@ -89,7 +89,7 @@ class Unfreezing:
         """
         before = self.open_at(step)
         scores = selection.scores if selection else {}
-        opened = tuple(self.policy.select(Now(step, tuple(self.layers), before, scores, self._chance)))
+        opened = tuple(self.policy.select(SelectionContext(step, tuple(self.layers), before, scores, self._chance)))
         if wrong := [x for x in opened if x in before or x not in self.layers or opened.count(x) > 1]:
             raise ValueError(
                 f"policy {self.policy.name!r} chose {wrong}, which are open already, unknown or there twice"
@@ -126,7 +126,7 @@ class Unfreezing:
         optimizer: torch.optim.Optimizer,
         loader: Iterable[Batch] | None = None,
         *,
-        labels: str = "class_mix",
+        labels: str = "rademacher",
         likelihood: Likelihood | str | None = None,
         together: bool = False,
     ) -> Self:
@@ -156,10 +156,10 @@ class Unfreezing:
                 f"the optimizer lacks parameters of layer(s) {', '.join(lacking)}, so they would never train: make it while "
                 "all layers have requires_grad=True (a schedule freezes by itself; do not freeze before)"
             )
-        if self.policy.sampling is not None and loader is None:
+        if self.policy.scoring is not None and loader is None:
             raise ValueError(f"policy {self.policy.name!r} measures tr(F): pass the loader to measure it on")
-        if self.policy.sampling is not None and loader is not None:
-            refuse_what_cannot_be_shared(loader)
+        if self.policy.scoring is not None and loader is not None:
+            require_shareable(loader)
         while not isinstance(model, DistributedDataParallel) and hasattr(model, "_orig_mod"):
             model = cast(nn.Module, model._orig_mod)
         if isinstance(model, DistributedDataParallel):
@@ -201,7 +201,7 @@ class Unfreezing:
             )
 
     def _measure(self, step: int) -> Selection | None:
-        if self.policy.sampling is None:
+        if self.policy.scoring is None:
             return None
         assert self._model is not None
         assert self._loader is not None
@@ -210,7 +210,7 @@ class Unfreezing:
             self._model,
             self._loader,
             {layer: names for layer, names in self.layers.items() if layer not in is_open},
-            self.policy.sampling,
+            self.policy.scoring,
             step=step,
             generator=self._noise,
             labels=self._labels,

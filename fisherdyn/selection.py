@@ -21,13 +21,13 @@ from scipy.optimize import brentq
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from .fisher.forward import Batch, length_of
-from .fisher.ranks import own_noise, processes, share
-from .fisher.sums import Sums
+from .fisher.batches import Batch, length_of
+from .fisher.distributed import processes, rank_generator, shard
+from .fisher.running_mean import RunningMean
 from .fisher.trace import fisher_trace
 from .layers import Layers
 from .likelihoods import Likelihood
-from .policies import Sampling
+from .policies import Scoring
 
 FEWEST_EXAMPLES = 64
 """Before that many, nothing is concluded: Student's t is too rough for values with tails as heavy as these."""
@@ -66,14 +66,14 @@ def choose(
     model: nn.Module,
     loader: Iterable[Batch],
     candidates: Layers,
-    sampling: Sampling,
+    scoring: Scoring,
     *,
     step: int,
     generator: torch.Generator,
-    labels: str = "class_mix",
+    labels: str = "rademacher",
     likelihood: Likelihood | str | None = None,
 ) -> Selection:
-    """Measures the candidates on up to `sampling.batches` batches.
+    """Measures the candidates on up to `scoring.batches` batches.
 
     From 64 examples on, whenever the sample has grown by a quarter, the best candidate's leads over all others are tested:
 
@@ -111,28 +111,28 @@ def choose(
     """
     if len(candidates) == 1:
         return Selection(step, dict.fromkeys(candidates, (math.nan, math.nan)), 0, 0, 1.0, tie=False)
-    refuse_what_cannot_be_shared(loader)
-    mine, budget = share(loader, sampling.batches), sampling.batches
+    require_shareable(loader)
+    mine, budget = shard(loader, scoring.batches), scoring.batches
     if (batches := length_of(loader)) is not None:
         budget = min(budget, max(batches, 1) * (processes() if mine is loader else 1))
-    rule = Rule(budget, sampling.error_rate)
-    by_example = sampling.method != "authors"
+    rule = Rule(budget, scoring.error_rate)
+    by_example = scoring.method != "authors"
     try:
         found = fisher_trace(
             model,
             mine,
             layers=candidates,
             likelihood=likelihood,
-            labels=sampling.labels or labels,
-            method=sampling.method,
+            labels=scoring.labels or labels,
+            method=scoring.method,
             num_batches=math.ceil(budget / processes()),
-            enough=rule.enough if by_example and sampling.error_rate else None,
-            generator=own_noise(generator),
+            enough=rule.enough if by_example and scoring.error_rate else None,
+            generator=rank_generator(generator),
         )
     except ValueError as error:
         raise ValueError(f"tr(F) at step {step}: {error}") from error
     confidence = rule.confidence(found.values.numpy()) if by_example else math.nan
-    tie = confidence < 1 - sampling.error_rate
+    tie = confidence < 1 - scoring.error_rate
     return Selection(step, found.scores(), found.examples, found.batches, confidence, tie)
 
 
@@ -149,7 +149,7 @@ class Rule:
         self.looks = [budget]
         self.next_look: int | None = None
 
-    def enough(self, read: Sums) -> bool:
+    def enough(self, read: RunningMean) -> bool:
         """Looks, when it is time to: is the lead established, or settled and unlikely to be established?"""
         if self.next_look is None:
             self.looks = _looks(self.budget, read.examples / read.batches)
@@ -232,7 +232,7 @@ def _normal_density(z: np.ndarray) -> np.ndarray:
     return np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
 
 
-def refuse_what_cannot_be_shared(loader: Iterable[Batch]) -> None:
+def require_shareable(loader: Iterable[Batch]) -> None:
     """Loaders that training and selections cannot both read."""
     if isinstance(loader, Iterator):
         raise ValueError("expected a loader that can be read again and again, got an iterator: pass the loader itself")
@@ -243,7 +243,7 @@ def refuse_what_cannot_be_shared(loader: Iterable[Batch]) -> None:
         )
 
 
-def in_another_order(dataloader: Any, batch: int | None, seed: int) -> DataLoader:
+def reshuffled(dataloader: Any, batch: int | None, seed: int) -> DataLoader:
     """A trainer's data, shuffled by a generator of its own: reading the trainer's loader itself would move the training's.
 
     Args:

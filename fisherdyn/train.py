@@ -13,7 +13,8 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from .fisher.forward import device_of, length_of
+from .fisher.batches import length_of
+from .fisher.model_state import device_of
 from .layers import LayerChoice, resolve_layers
 from .likelihoods import TRUE_LABELS
 from .loop.execution import Execution
@@ -23,7 +24,7 @@ from .loop.resume import Resumable
 from .loop.stopping import Stopping
 from .policies import Policy
 from .schedule import Unfreezing
-from .whole import whole
+from .validation import whole
 
 __all__ = ["Metric", "fit"]
 
@@ -47,7 +48,7 @@ def fit(
     evaluate: Mapping[str, Metric] | None = None,
     record_every: int = 25,
     evaluate_every: int | None = None,
-    labels: str = "class_mix",
+    labels: str = "rademacher",
     lr_schedule: str = "constant",
     weight_decay: float = 0.01,
     max_grad_norm: float = 1.0,
@@ -83,7 +84,7 @@ def fit(
         evaluate_source: the source's development metric, taken at every record.
         evaluate: target -> metric, taken every `evaluate_every` steps (default: at the end only).
         record_every: steps between records; step 0 and the last step are always recorded.
-        labels: of tr(F): "class_mix", "exact" or "sampled".
+        labels: of tr(F): "rademacher", "exact" or "mc".
         weight_decay, max_grad_norm: AdamW's, and the clipping threshold.
         accumulate: batches an update, of equal weight.
         patience: stop after so many records without a better source metric.
@@ -145,7 +146,7 @@ def fit(
         "labels": labels,
         "patience": patience,
         "keep_best": keep_best,
-        "sampling": policy.sampling and asdict(policy.sampling),
+        "scoring": policy.scoring and asdict(policy.scoring),
         "evaluate_source": evaluate_source is not None,
         "targets": list(evaluate or {}),
         **{f"batches of {name}": length_of(loader) for name, loader in loaders.items()},

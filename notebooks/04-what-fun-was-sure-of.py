@@ -222,7 +222,7 @@ def ask_again(openings):
     fit(model, loader, policy=policy, interval=K, steps=K * (openings + 1), lr=8e-3, layers=layers,
         probe_loader=task.probe_loader(), record_every=STEPS)  # fmt: skip
     frozen = {layer: names for layer, names in layers.items() if int(layer) < 11 - openings}
-    sampling = policies.fun().sampling
+    sampling = policies.fun().scoring
     asked = [
         choose(model, task.train_loader(1000 + i), frozen, sampling, step=0, generator=torch.Generator().manual_seed(i))
         for i in range(AGAIN)

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fisherdyn import Recorder, fisher_trace
-from fisherdyn.fisher.ranks import own_noise, share
-from fisherdyn.policies import Sampling
+from fisherdyn.fisher.distributed import rank_generator, shard
+from fisherdyn.policies import Scoring
 from fisherdyn.selection import choose
 
 
@@ -117,17 +117,17 @@ def choose_together(rank: int, world: int, port: int, results: Connection) -> No
             model(),
             batches(12),
             layers,
-            Sampling(labels, batches=9, error_rate=1e-9),
+            Scoring(labels, batches=9, error_rate=1e-9),
             step=0,
             generator=torch.Generator().manual_seed(5),
         )
-        for labels in ("exact", "class_mix")
+        for labels in ("exact", "rademacher")
     }
     torch.manual_seed(rank)  # and still all read one order
     shuffled = DataLoader(TensorDataset(torch.cat(batches(12))), batch_size=8, shuffle=True)
     layer = {"0": ("0.weight", "0.bias")}
-    found["shuffled"] = fisher_trace(model(), share(shuffled), layers=layer, labels="exact").trace.tolist()
+    found["shuffled"] = fisher_trace(model(), shard(shuffled), layers=layer, labels="exact").trace.tolist()
     common = torch.Generator().manual_seed(7)
-    own = torch.rand(3, generator=own_noise(common)).tolist()
+    own = torch.rand(3, generator=rank_generator(common)).tolist()
     results.send((found, own, torch.rand(3, generator=common).tolist()))
     dist.destroy_process_group()

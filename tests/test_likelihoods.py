@@ -36,7 +36,7 @@ def test_confident_models_keep_their_precision(generator):
     torch.testing.assert_close((columns @ columns.mT).double(), truth, rtol=1e-4, atol=0.0)
 
 
-@pytest.mark.parametrize("labels", ["class_mix", "sampled"])
+@pytest.mark.parametrize("labels", ["rademacher", "mc"])
 def test_random_cotangents_have_the_covariance(labels, generator):
     logits = torch.tensor([[1.0, 0.2, -0.7, -2.0]], dtype=torch.float64)
     draws = next(iter(Categorical().cotangents(logits.repeat(200_000, 1), labels, generator)))
@@ -55,8 +55,8 @@ def test_class_mix_has_bounded_variance(generator):
         value = (c @ jacobian).square().sum(dim=1)
         return float(value.var() / value.mean() ** 2)
 
-    assert relative_variance("class_mix") <= 1  # 2 (1 - 1 / rank) at most, and the rank is C - 1
-    assert relative_variance("sampled") > 20
+    assert relative_variance("rademacher") <= 1  # 2 (1 - 1 / rank) at most, and the rank is C - 1
+    assert relative_variance("mc") > 20
 
 
 def test_ignores_the_likeliest_class():
@@ -66,7 +66,7 @@ def test_ignores_the_likeliest_class():
 
 
 def test_unknown_labels(generator):
-    with pytest.raises(ValueError, match="choose one of exact, class_mix, sampled, empirical, argmax"):
+    with pytest.raises(ValueError, match="choose one of exact, rademacher, mc, empirical, argmax"):
         list(Categorical().cotangents(torch.randn(2, 3), "true", generator))
 
 
@@ -189,7 +189,7 @@ def test_exact_is_the_loop(name, make, truth, method):
         torch.testing.assert_close(found.values[i], torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("labels", ["class_mix", "sampled"])
+@pytest.mark.parametrize("labels", ["rademacher", "mc"])
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_cotangents_have_the_covariance(name, labels, generator):
     """E[c c^T] of the random cotangents is that of the exact ones, entry by entry, within 4.5 standard errors."""

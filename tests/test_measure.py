@@ -1,4 +1,4 @@
-"""How a batch is measured: padding, memory, precision, several processes, importance sampling."""
+"""How a batch is measured: padding, memory, precision, several processes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from transformers import (
 from zoo import SMALL, specimen, tokens
 
 from fisherdyn import fisher_trace
-from fisherdyn.fisher import measure, padding, together
-from fisherdyn.fisher.forward import count_examples, rows_of
+from fisherdyn.fisher import measure, padding, rebatch
+from fisherdyn.fisher.batches import count_examples, rows_of
 from fisherdyn.layers import resolve_layers
 from fisherdyn.likelihoods import LIKELIHOODS
 
@@ -240,7 +240,7 @@ def test_small_batches_go_together_and_nothing_changes(kind, method, monkeypatch
     if method == "hooks":
         assert passes == [3, 3, 6, 12, 3]  # never more than before
     assert (found.examples, found.batches) == (27, 9)
-    monkeypatch.setattr(together, "WORK", 0)
+    monkeypatch.setattr(rebatch, "WORK", 0)
     passes.clear()
     one_by_one = fisher_trace(model, batches, **how)
     if method == "hooks":
@@ -324,7 +324,7 @@ def test_a_long_batch_among_short_ones_is_not_what_all_are_padded_to():
 
 def test_large_batches_go_alone():
     passes = _passes(model := nn.Linear(1000, 1000))
-    fisher_trace(model, [torch.randn(3, 1000)] * 5, labels="sampled")
+    fisher_trace(model, [torch.randn(3, 1000)] * 5, labels="mc")
     assert passes == [3] * 5
     passes = _passes(model := nn.Linear(2, 2))
     fisher_trace(model, [torch.randn(2**16, 2)] * 9)
@@ -462,78 +462,11 @@ def test_two_processes_stop_together_and_fail_together(in_two):
     assert in_two[0, "failing"].startswith("RuntimeError: process 1 failed with ValueError: logits of example(s) [0]")
 
 
-# Importance sampling
-
-
-def _pool(n, seed):
-    return torch.randn(n, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("labels", ["exact", "sampled"])
-def test_importance_is_unbiased(labels):
-    """Over coins (and labels): the mean of 200 readings of one pool is within 4 of its standard errors."""
-    model, pool = _mlp(), _pool(64, 0).split(16)
-    truth = fisher_trace(model, pool, labels="exact").trace
-    g = torch.Generator().manual_seed(0)
-    found = torch.stack(
-        [fisher_trace(model, pool, labels=labels, sampling="importance", generator=g).trace for _ in range(200)]
-    )
-    error = found.std(dim=0) / 200**0.5
-    # The head's trace is known from the forward pass, so there is no error there but rounding's.
-    assert ((found.mean(dim=0) - truth).abs() <= 4 * error + 1e-12).all()
-    assert error[0] < (0.01 if labels == "exact" else 0.5) * truth[0]
-
-
-def test_what_is_not_weighted_back_fails_the_same_test():
-    """Negative control: the mean over the inputs that the coins keep, as it is."""
-    model, pool = _mlp(), _pool(64, 0)
-    norms = fisher_trace(model, [pool], labels="exact").values
-    truth = norms.mean(dim=0)
-    u = LIKELIHOODS["categorical"]().spread(model(pool).detach())
-    g = torch.Generator().manual_seed(0)
-    pi = (0.25 * u / u.mean()).clamp(max=1.0)
-    found = torch.stack([norms[torch.rand(64, generator=g) < pi].mean(dim=0) for _ in range(200)])
-    error = found.std(dim=0) / 200**0.5
-    assert ((found.mean(dim=0) - truth).abs() > 4 * error).all()
-
-
-def test_importance_interval_covers():
-    """95 % intervals of fresh pools cover the population's value in 93 to 97 % of 1,000 repeats."""
-    model = _mlp(confidence=2.0)
-    truth = fisher_trace(model, _pool(40_000, 1).split(10_000), labels="exact").trace
-    g = torch.Generator().manual_seed(2)
-    covered = torch.zeros(2)
-    for seed in range(1000):
-        found = fisher_trace(model, _pool(256, 100 + seed).split(128), sampling="importance", generator=g)
-        covered += ((found.trace - truth).abs() < 1.97 * found.se).float()  # Student's t at 255 degrees
-    assert ((covered / 1000 > 0.93) & (covered / 1000 < 0.97)).all(), covered
-
-
-def test_importance_looks_at_all_and_differentiates_a_quarter():
-    model, pool = _mlp(), _pool(4096, 0).split(256)
-    sizes = []
-    model.register_forward_pre_hook(lambda module, args: sizes.append((torch.is_grad_enabled(), len(args[0]))))
-    found = fisher_trace(model, pool, sampling="importance")
-    assert (found.examples, found.estimator) == (4096, "hooks/class_mix/importance")
-    looked, differentiated = (sum(n for grad, n in sizes if grad == wanted) for wanted in (False, True))
-    assert looked == 4096
-    assert differentiated < 256 + 1 + 0.27 * 3840  # the first batch, one example alone, and a quarter of the others
-    everything = fisher_trace(model, pool)
-    assert ((found.trace - everything.trace).abs() < 4 * (found.se**2 - everything.se**2).clamp(min=0).sqrt()).all()
-
-
-def test_importance_needs_single_examples():
-    with pytest.raises(ValueError, match=r"weights single examples, and method='batch' sees none: .*'hooks' or 'vmap'"):
-        fisher_trace(_mlp(), [_pool(8, 0)], method="batch", sampling="importance")
-    with pytest.raises(ValueError, match="unknown sampling='best': choose one of all, importance"):
-        fisher_trace(_mlp(), [_pool(8, 0)], sampling="best")
-
-
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_spread_is_the_trace_of_the_covariance(name, generator):
+def test_logit_fisher_trace_is_the_trace_of_the_covariance(name, generator):
     shape = {"token": (2, 3), "causal_lm": (3, 2), "span": (2, 3)}.get(name, (3,))
     f = torch.randn(5, *shape, generator=generator, dtype=torch.float64)
     likelihood = LIKELIHOODS[name]()
     columns = torch.stack(list(likelihood.cotangents(f, "exact", generator)))
     expected = columns.flatten(2).square().sum(dim=(0, 2))
-    torch.testing.assert_close(likelihood.spread(f), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(likelihood.logit_fisher_trace(f), expected, rtol=1e-12, atol=0)

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks import fun
 from fisherdyn import FisherTrace, fisher_trace, policies, selection
-from fisherdyn.fisher import ranks
-from fisherdyn.fisher.sums import Sums
-from fisherdyn.policies import Now, Sampling
-from fisherdyn.selection import choose, in_another_order, stays_within
+from fisherdyn.fisher import distributed
+from fisherdyn.fisher.running_mean import RunningMean
+from fisherdyn.policies import Scoring, SelectionContext
+from fisherdyn.selection import choose, reshuffled, stays_within
 
 DRAWS = 500
 GENERATOR = torch.Generator()
@@ -41,7 +41,7 @@ def layers_of(model):
 def test_the_constructed_traces_are_what_they_are_said_to_be():
     x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     model = Gates(3)
-    for method, labels in (("vmap", "exact"), ("vmap", "class_mix")):
+    for method, labels in (("vmap", "exact"), ("vmap", "rademacher")):
         found = fisher_trace(model, [x], layers=layers_of(model), method=method, labels=labels)
         torch.testing.assert_close(found.values, x.double().square() / 4, rtol=1e-5, atol=1e-7)
 
@@ -56,7 +56,7 @@ def _choose(values, error_rate=0.05, batch=32):
     """`choose` with its measurement replaced by given values (examples, layers)."""
 
     def given(model, loader, *, enough, **_):
-        read = Sums()
+        read = RunningMean()
         for rows in loader:
             read.add(rows, len(rows), 1)
             if enough is not None and enough(read):
@@ -69,13 +69,13 @@ def _choose(values, error_rate=0.05, batch=32):
     try:
         chunks = torch.from_numpy(values).split(batch)
         candidates = {str(i): () for i in range(values.shape[1])}
-        return choose(nn.Linear(1, 1), chunks, candidates, Sampling(error_rate=error_rate), step=0, generator=GENERATOR)
+        return choose(nn.Linear(1, 1), chunks, candidates, Scoring(error_rate=error_rate), step=0, generator=GENERATOR)
     finally:
         selection.fisher_trace = original
 
 
 def chosen(selection):
-    now = Now(0, tuple(selection.scores), (), selection.scores)
+    now = SelectionContext(0, tuple(selection.scores), (), selection.scores)
     return policies.fun().select(now)[0]
 
 
@@ -240,7 +240,7 @@ def batches():
 
 def test_scores_are_those_of_fisher_trace(small, batches):
     """Measured look by look, the same to the bit as at once."""
-    found = choose(small, batches, SMALL, Sampling(error_rate=0.0), step=3, generator=torch.Generator().manual_seed(5))
+    found = choose(small, batches, SMALL, Scoring(error_rate=0.0), step=3, generator=torch.Generator().manual_seed(5))
     g = torch.Generator().manual_seed(5)
     trace = fisher_trace(small, batches, layers=SMALL, num_batches=40, generator=g)
     assert (found.step, found.batches, found.examples) == (3, 40, 1280)
@@ -254,12 +254,12 @@ def test_a_stream_without_a_length_is_read_up_to_the_budget(small, batches):
             yield from torch.cat(batches)
 
     loader = DataLoader(Stream(), batch_size=32)
-    found = choose(small, loader, SMALL, Sampling(batches=5, error_rate=0.0), step=0, generator=torch.Generator())
+    found = choose(small, loader, SMALL, Scoring(batches=5, error_rate=0.0), step=0, generator=torch.Generator())
     assert (found.batches, found.examples) == (5, 160)
 
 
 def test_it_stops_where_the_lead_is_clear(small, batches):
-    found = choose(small, batches, SMALL, Sampling(), step=0, generator=torch.Generator())
+    found = choose(small, batches, SMALL, Scoring(), step=0, generator=torch.Generator())
     assert found.batches < 10
     assert not found.tie
     assert found.confidence > 0.95
@@ -268,7 +268,7 @@ def test_it_stops_where_the_lead_is_clear(small, batches):
 def test_authors_rule(small, batches):
     """argmax labels, the squared gradient of the batch's mean loss over the batch's size, 41 batches: by autograd alone."""
     policy = policies.fun(labels="argmax", method="authors")
-    found = choose(small, batches, SMALL, policy.sampling, step=0, generator=torch.Generator())
+    found = choose(small, batches, SMALL, policy.scoring, step=0, generator=torch.Generator())
     assert (found.batches, found.tie) == (41, False)
     assert np.isnan(found.confidence)
     sums = dict.fromkeys(SMALL, 0.0)
@@ -284,21 +284,21 @@ def test_authors_rule(small, batches):
 
 def test_several_processes_share_one_budget(small, batches, monkeypatch):
     """That of a loader which all have whole, or of all their parts together."""
-    monkeypatch.setattr(ranks, "several", lambda: True)
-    monkeypatch.setattr(ranks.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(ranks.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 0)
     asked = []
     monkeypatch.setattr(selection, "fisher_trace", lambda *_, num_batches, **__: asked.append(num_batches) or 1 / 0)
     data = torch.utils.data.TensorDataset(torch.zeros(24, 4))
     mine = torch.utils.data.DistributedSampler(data, num_replicas=2, rank=0)
     for loader in (batches, batches[:12], torch.utils.data.DataLoader(data, 2, sampler=mine)):
         with pytest.raises(ZeroDivisionError):
-            choose(small, loader, SMALL, Sampling(), step=0, generator=torch.Generator())
+            choose(small, loader, SMALL, Scoring(), step=0, generator=torch.Generator())
     assert asked == [20, 6, 6]
 
 
 def test_a_lone_candidate_is_not_measured(small):
-    found = choose(small, [], {"0": SMALL["0"]}, Sampling(), step=7, generator=torch.Generator())
+    found = choose(small, [], {"0": SMALL["0"]}, Scoring(), step=7, generator=torch.Generator())
     assert (found.examples, found.confidence, found.tie, chosen(found)) == (0, 1.0, False, "0")
 
 
@@ -307,11 +307,11 @@ def test_a_selection_leaves_no_trace(small):
     data = [{"input": torch.randn(4), "labels": torch.tensor(0)} for _ in range(300)]
     loader = torch.utils.data.DataLoader(data, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(2))
     state, before = torch.get_rng_state(), loader.generator.get_state()
-    choose(small, loader, SMALL, Sampling(), step=0, generator=torch.Generator())
+    choose(small, loader, SMALL, Scoring(), step=0, generator=torch.Generator())
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(loader.generator.get_state(), before)
-    with_another = in_another_order(loader, None, 3)
-    choose(small, with_another, SMALL, Sampling(), step=0, generator=torch.Generator())
+    with_another = reshuffled(loader, None, 3)
+    choose(small, with_another, SMALL, Scoring(), step=0, generator=torch.Generator())
     assert torch.equal(loader.generator.get_state(), before)
     assert next(iter(with_another))["input"].shape == (8, 4)
 
@@ -322,14 +322,14 @@ def test_a_selection_leaves_no_trace(small):
         (lambda: policies.fun(method="authors"), 'labels="argmax" and method="authors" together'),
         (lambda: policies.fun(labels="argmax"), 'labels="argmax" and method="authors" together'),
         (lambda: policies.fun(method="batch"), "unknown method='batch' of FUN"),
-        (lambda: policies.fun(labels="foo"), "unknown labels='foo' of FUN: choose one of exact, class_mix"),
+        (lambda: policies.fun(labels="foo"), "unknown labels='foo' of FUN: choose one of exact, rademacher"),
         (lambda: policies.fun(labels=1), "unknown labels=1 of FUN"),
         (lambda: policies.surgical(["0", "0"]), "each layer once, got 0,0: leave out the second 0"),
         (lambda: policies.surgical([2, 1, "2"]), "each layer once, got 2,1,2: leave out the second 2"),
         (lambda: policies.fun(batches=0), "batches of at least 1, got 0"),
         (lambda: policies.fun(batches=2.5), "batches as a whole number, got 2.5"),
         (lambda: policies.fun(error_rate=5), "error_rate of at least 0"),
-        (lambda: in_another_order(iter([]), None, 0), "pass loader="),
+        (lambda: reshuffled(iter([]), None, 0), "pass loader="),
     ],
 )
 def test_refuses(call, message):
@@ -339,14 +339,14 @@ def test_refuses(call, message):
 
 def test_refuses_loaders_that_training_would_lose(small, batches):
     with pytest.raises(ValueError, match="got an iterator: pass the loader itself"):
-        choose(small, iter(batches), SMALL, Sampling(), step=0, generator=GENERATOR)
+        choose(small, iter(batches), SMALL, Scoring(), step=0, generator=GENERATOR)
     shared = torch.utils.data.DataLoader(torch.zeros(8, 4), num_workers=1, persistent_workers=True)
     with pytest.raises(ValueError, match="a loader of their own"):
-        choose(small, shared, SMALL, Sampling(), step=0, generator=GENERATOR)
+        choose(small, shared, SMALL, Scoring(), step=0, generator=GENERATOR)
     with pytest.raises(ValueError, match="gave no batch"):
-        choose(small, [], SMALL, Sampling(), step=0, generator=GENERATOR)
+        choose(small, [], SMALL, Scoring(), step=0, generator=GENERATOR)
 
 
 def test_fun_breaks_ties_upwards():
-    now = Now(0, ("0", "1", "2", "3"), ("3",), dict.fromkeys("012", (1.0, 0.0)))
+    now = SelectionContext(0, ("0", "1", "2", "3"), ("3",), dict.fromkeys("012", (1.0, 0.0)))
     assert policies.fun().select(now) == ("2",)

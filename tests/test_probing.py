@@ -66,7 +66,7 @@ def adapters_lora() -> tuple[nn.Module, list]:
 @pytest.mark.filterwarnings("ignore:.*adapters available but none are activated")
 @pytest.mark.parametrize("make", [plain, whole, peft, bottleneck, adapters_lora])
 def test_a_model_and_a_loader_are_enough(make):
-    """Two classes: class_mix is exact, so the truth is the oracle's to rounding."""
+    """Two classes: rademacher is exact, so the truth is the oracle's to rounding."""
     model, layers = make()
     inputs = torch.randn(5, 6) if make is plain else tokens()
     batch = [inputs] if make is plain else BatchEncoding({**inputs, "labels": torch.zeros(5).long()})

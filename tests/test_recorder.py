@@ -18,7 +18,7 @@ from zoo import specimen
 
 import fisherdyn
 from fisherdyn import Recorder, fisher_trace
-from fisherdyn.fisher import ranks
+from fisherdyn.fisher import distributed
 from fisherdyn.layers import resolve_layers
 
 
@@ -329,22 +329,22 @@ def test_two_processes_measure_what_one_measures(by_processes):
         assert ds.attrs["examples"] == one.attrs["examples"]
 
 
-def test_a_loader_that_is_shared_out_already_is_left_as_it_is(monkeypatch):
-    monkeypatch.setattr(ranks, "several", lambda: True)
-    monkeypatch.setattr(ranks.dist, "get_rank", lambda: 1)
-    monkeypatch.setattr(ranks.dist, "get_world_size", lambda: 2)
+def test_a_loader_that_is_sharded_already_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
     data = torch.arange(8)
     split = DataLoader(data, 2, sampler=DistributedSampler(data, num_replicas=2, rank=1, shuffle=False))
-    assert [x.tolist() for x in ranks.share(split)] == [[1, 3], [5, 7]]
+    assert [x.tolist() for x in distributed.shard(split)] == [[1, 3], [5, 7]]
     deep = BatchSampler(DistributedSampler(data, num_replicas=2, rank=1, shuffle=False), 2, False)
-    assert [x.tolist() for x in ranks.share(DataLoader(data, batch_sampler=deep))] == [[1, 3], [5, 7]]
+    assert [x.tolist() for x in distributed.shard(DataLoader(data, batch_sampler=deep))] == [[1, 3], [5, 7]]
     dispatcher = type("DataLoaderDispatcher", (), {})()
     with pytest.raises(ValueError, match="dispatch_batches=False"):
-        ranks.share(dispatcher)
-    monkeypatch.setattr(ranks, "gathered", lambda value: [value])
-    whole = ranks.share(DataLoader(data, 2))
+        distributed.shard(dispatcher)
+    monkeypatch.setattr(distributed, "all_gather", lambda value: [value])
+    whole = distributed.shard(DataLoader(data, 2))
     assert [x.tolist() for x in whole] == [[2, 3], [6, 7]]
-    assert [x.tolist() for x in ranks.share(DataLoader(data, 2), 3)] == [[2, 3]]
+    assert [x.tolist() for x in distributed.shard(DataLoader(data, 2), 3)] == [[2, 3]]
     assert whole.batch_size == 2  # in all else it is the loader
 
 

@@ -39,7 +39,7 @@ def _opened(policy, seed=0, steps=100, interval=10, timing="prose", layers=LAYER
     unfreezing = Unfreezing(policy, layers, interval, timing=timing, seed=seed)
     for step in range(steps):
         if unfreezing.due(step):
-            unfreezing.select(step, MEASURED if policy.sampling else None)
+            unfreezing.select(step, MEASURED if policy.scoring else None)
     return {step: "".join(layers) for step, layers in unfreezing.decisions if layers}
 
 

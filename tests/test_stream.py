@@ -173,7 +173,7 @@ def test_a_trainer_goes_on_where_it_was_cut_short(tmp_path):
         ({"loader": {"a": batches(), "b": batches()}}, r"holds a record of loaders \[\], here they are \['a', 'b'\]"),
         ({"seed": 1}, "was made otherwise .*label_seed: 0 then, 1 now"),
         ({"every": 3}, "was made otherwise .*recorded: 'every 2' then, 'every 3' now"),
-        ({"labels": "exact"}, "was made otherwise .*estimator: 'hooks/class_mix' then, 'hooks/exact' now"),
+        ({"labels": "exact"}, "was made otherwise .*estimator: 'hooks/rademacher' then, 'hooks/exact' now"),
         ({"num_batches": 2}, "was made otherwise .*batches: 4 then, 2 now"),
         ({"attrs": {"lr": 2.0}}, r"was made otherwise .*lr: 0.1 then, 2.0 now"),
     ],

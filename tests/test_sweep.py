@@ -98,8 +98,8 @@ def test_is_a_dataset_that_plain_xarray_opens(finished):
         (["--lr", "nan"], "--lr nan: expected a positive number"),
         (["--task", "moon"], "unknown task 'moon': choose one of world, "),
         (["--only", "moon"], "--only moon: no such run; schedules: standard, top-down, figure-4/1"),
-        (["--sampled", "0"], "--sampled 0: expected at least 1"),
-        (["--sampled", "3", "--schedules", "2"], "not allowed with argument"),
+        (["--random-orders", "0"], "--random-orders 0: expected at least 1"),
+        (["--random-orders", "3", "--schedules", "2"], "not allowed with argument"),
         (["--device", "abacus"], "--device abacus: torch knows no such device"),
         (["--status"], "holds no sweep"),
         (["--no-resume", "--out", "OTHER"], "holds a sweep; choose another folder or delete it"),
@@ -175,17 +175,17 @@ def planned(*arguments: str):
 
 def test_sampled_orders_keep_to_footnote_8():
     """Layer 10 or 9 first; top-down is the paper's own addition; a larger sample begins with the smaller one."""
-    orders = studies.sampled(400)
+    orders = studies.random_orders(400)
     assert len(set(orders)) == 400
     assert all(sorted(order) == list(range(11)) for order in orders)
     first = [order[0] for order in orders]
     assert set(first) == {9, 10}
     assert abs(first.count(9) - 200) < 3 * 10  # three standard deviations of a fair coin
     assert FIGURE_4[0] not in orders
-    assert studies.sampled(5) == orders[:5]
-    runs, _ = planned("permutations", "--sampled", "9", "--seeds", "2")
+    assert studies.random_orders(5) == orders[:5]
+    runs, _ = planned("permutations", "--random-orders", "9", "--seeds", "2")
     rows = list(dict.fromkeys(run.schedule for run in runs))
-    assert rows == ["standard", "top-down", *(f"sampled/{i}" for i in range(1, 10))]
+    assert rows == ["standard", "top-down", *(f"random-order/{i}" for i in range(1, 10))]
     assert len(runs) == 22
 
 

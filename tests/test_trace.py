@@ -25,7 +25,7 @@ def _confident() -> tuple[nn.Module, torch.Tensor]:
     return model.double(), torch.randn(8, 5).double()
 
 
-@pytest.mark.parametrize("labels", ["class_mix", "sampled"])
+@pytest.mark.parametrize("labels", ["rademacher", "mc"])
 def test_unbiased_over_labels(labels):
     """The mean of 2,000 estimates is within 4 of its own standard errors of the exact value, in each layer."""
     model, x = _confident()
@@ -46,7 +46,7 @@ def test_wrong_labels_fail_the_same_test(wrong):
     truth = (p[..., None] * norms).sum(dim=1).mean(dim=0)
     y = p.argmax(dim=1) if wrong == "argmax" else torch.arange(8) % 4
     estimate = norms[torch.arange(8), y].mean(dim=0)
-    sampled = fisher_trace(model, [x.repeat(250, 1)] * 8, labels="sampled")
+    sampled = fisher_trace(model, [x.repeat(250, 1)] * 8, labels="mc")
     error = sampled.values.reshape(2000, 8, -1).mean(dim=1).std(dim=0) / 2000**0.5
     assert ((estimate - truth).abs() > 4 * error).all()
 
@@ -54,7 +54,7 @@ def test_wrong_labels_fail_the_same_test(wrong):
 def test_class_mix_is_exact_for_two_classes():
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     x = torch.randn(9, 4).double()
-    exact, mixed = (fisher_trace(model, [x], labels=labels) for labels in ("exact", "class_mix"))
+    exact, mixed = (fisher_trace(model, [x], labels=labels) for labels in ("exact", "rademacher"))
     torch.testing.assert_close(mixed.values, exact.values, rtol=1e-10, atol=0.0)
 
 
@@ -130,7 +130,7 @@ def test_leaves_no_trace(name, method):
             p.grad = torch.randn_like(p)
     check = snapshot(it.model)
     before = torch.get_rng_state(), g.get_state(), random.getstate(), np.random.get_state()[1].copy()
-    fisher_trace(it.model, loader, layers=it.layers, labels="sampled", method=method)
+    fisher_trace(it.model, loader, layers=it.layers, labels="mc", method=method)
     check()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.equal(g.get_state(), before[1])
@@ -152,7 +152,7 @@ def test_global_generators_are_restored():
     loader = torch.utils.data.DataLoader(Noisy(), batch_size=2, shuffle=True)
     torch.manual_seed(0)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    fisher_trace(LINEAR, loader, labels="sampled")
+    fisher_trace(LINEAR, loader, labels="mc")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), before[2], strict=True))
@@ -225,7 +225,7 @@ def test_signed_batch_gradients_are_unbiased():
     model, x = _confident()
     truth = fisher_trace(model, [x], labels="exact").trace
     halves = [x[:5], x[5:]] * 400
-    for labels in ("exact", "class_mix"):
+    for labels in ("exact", "rademacher"):
         found = fisher_trace(model, halves, labels=labels, method="batch")
         assert (found.examples, found.batches, len(found.values)) == (3200, 800, 800)
         assert ((found.trace - truth).abs() < 4 * found.se).all()

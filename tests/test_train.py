@@ -125,7 +125,7 @@ def test_every_policy_trains_and_repeats(model, data, name):
 def test_recording_more_often_changes_no_choice(model, data, policy, seed):
     twin = copy.deepcopy(model)
     pairs = ((model, 20), (twin, 1))
-    rarely, often = (run(m, data, policy(), record_every=n, labels="sampled", seed=seed) for m, n in pairs)
+    rarely, often = (run(m, data, policy(), record_every=n, labels="mc", seed=seed) for m, n in pairs)
     assert rarely["selected"].values.tolist() == often["selected"].values.tolist()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
@@ -393,7 +393,7 @@ def long_run(folder, stop_at=None):
             os.kill(os.getpid(), signal.SIGKILL)
 
     model.register_forward_pre_hook(counted)
-    options = {"evaluate_source": lambda m: m.head.weight.sum().item(), "keep_best": True, "labels": "sampled"}
+    options = {"evaluate_source": lambda m: m.head.weight.sum().item(), "keep_best": True, "labels": "mc"}
     options |= {"evaluate": {"a": lambda m: m.head.bias.sum().item()}, "evaluate_every": 7, "record_every": 3}
     options |= {"checkpoints": folder, "checkpoint_every": 2, "lr_schedule": "linear"}
     ds = run(model, loader, policies.fun(), probe_loader=make_data(), selection_loader=loader, **options)
@@ -510,9 +510,9 @@ def test_optimizer_state_of_frozen_layers_is_empty(model, data, tmp_path):
         ({"patience": 2}, "pass evaluate_source"),
         ({"keep_best": True}, "pass evaluate_source"),
         ({"patience": 0, "evaluate_source": lambda m: 0.0}, "patience of at least 1 record"),
-        ({"labels": "empirical"}, "expected labels of exact or class_mix or sampled, got 'empirical'"),
-        ({"labels": "argmax"}, "expected labels of exact or class_mix or sampled, got 'argmax'"),
-        ({"labels": "foo"}, "expected labels of exact or class_mix or sampled, got 'foo'"),
+        ({"labels": "empirical"}, "expected labels of exact or rademacher or mc, got 'empirical'"),
+        ({"labels": "argmax"}, "expected labels of exact or rademacher or mc, got 'argmax'"),
+        ({"labels": "foo"}, "expected labels of exact or rademacher or mc, got 'foo'"),
         ({"lr_schedule": "cosine"}, "unknown lr_schedule='cosine': choose one of constant, linear"),
         ({"precision": "fp16"}, "unknown precision='fp16': choose one of float32, bf16"),
         ({"gradient_checkpointing": True}, "Tiny has none"),

@@ -113,7 +113,7 @@ def plain(device: str, record: Callable[[nn.Module, DataLoader], Recorder] | Non
 PROBES: dict[str, Callable[[nn.Module, DataLoader], Recorder]] = {
     "training's own loader": lambda model, loader: Recorder(model, loader, every=25, num_batches=2),
     "shuffled, with workers": lambda model, loader: Recorder(
-        model, DataLoader(Noisy(), 16, shuffle=True, num_workers=2), every=25, num_batches=2, labels="sampled"
+        model, DataLoader(Noisy(), 16, shuffle=True, num_workers=2), every=25, num_batches=2, labels="mc"
     ),
     "a sampler with training's dataset": lambda model, loader: Recorder(
         model,

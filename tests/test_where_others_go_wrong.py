@@ -98,11 +98,11 @@ def test_4_the_gradient_of_the_mean_loss_squared_is_not_the_trace():
     model, x = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).double(), torch.randn(8, 5).double()
     truth = exact(model, x).mean(dim=0)
     loader = [x] * 600
-    theirs = fisher_trace(model, loader, labels="sampled", method="authors")
+    theirs = fisher_trace(model, loader, labels="mc", method="authors")
     assert ((theirs.trace - truth / 8**2).abs() < 4 * theirs.se).all()
     multiplied = 8**2 * theirs.trace
     assert ((multiplied - truth).abs() < 4 * 8**2 * theirs.se).all()
-    ours = fisher_trace(model, loader, labels="sampled", method="batch")
+    ours = fisher_trace(model, loader, labels="mc", method="batch")
     assert ((ours.trace - truth).abs() < 4 * ours.se).all()
     assert (ours.se < 0.1 * truth).all()
 
@@ -151,7 +151,7 @@ def test_5_chunks_bound_memory_because_the_norm_is_taken_inside(monkeypatch):
     torch.manual_seed(0)
     model, x = nn.Linear(50, 40), torch.randn(16, 50)
     with Largest() as ours:
-        fisher_trace(model, [x], labels="sampled", method="vmap")
+        fisher_trace(model, [x], labels="mc", method="vmap")
     gradient = torch.func.grad(lambda w, x: torch.func.functional_call(model, w, x).log_softmax(dim=0)[0])
     weights = {name: p.detach() for name, p in model.named_parameters()}
     with Largest() as theirs:

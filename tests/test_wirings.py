@@ -14,7 +14,7 @@ from wirings import WIRINGS, body_and_head
 from zoo import SMALL, tokens
 
 from fisherdyn import fisher_trace, fit, policies
-from fisherdyn.fisher import alone
+from fisherdyn.fisher import check
 from fisherdyn.likelihoods import Categorical
 
 
@@ -59,7 +59,7 @@ def test_padding_that_counts_is_not_cut(method):
     torch.testing.assert_close(found.values, per_example_trace(model, x, layers), rtol=1e-9, atol=0.0)
 
 
-@pytest.mark.parametrize("labels", ["argmax", "class_mix"])
+@pytest.mark.parametrize("labels", ["argmax", "rademacher"])
 def test_a_certain_example_proves_nothing(labels):
     """The last example is so certain that its gradient is 0; the others' is wrong all the same."""
     torch.manual_seed(0)
@@ -79,8 +79,8 @@ APART = "one example alone has another gradient"
 @pytest.fixture
 def compared(monkeypatch):
     """Grows by one for every example that is run alone."""
-    made, plain = [], alone.Alone._norms
-    monkeypatch.setattr(alone.Alone, "_norms", lambda *args: made.append(1) or plain(*args))
+    made, plain = [], check.PerExampleCheck._norms
+    monkeypatch.setattr(check.PerExampleCheck, "_norms", lambda *args: made.append(1) or plain(*args))
     return made
 
 

@@ -34,9 +34,9 @@ def expected(found: Truth, labels: str, y: Tensor, model: nn.Module, inputs: dic
     generator = torch.Generator().manual_seed(SEED)
     if labels == "exact":
         return found.exact()
-    if labels == "class_mix":
+    if labels == "rademacher":
         return found.mixed(2.0 * torch.randint(2, found.p.shape, generator=generator) - 1)
-    if labels == "sampled":  # the probabilities in the precision of the model: they decide what is drawn
+    if labels == "mc":  # the probabilities in the precision of the model: they decide what is drawn
         with torch.no_grad():
             p = logits(model, inputs).softmax(dim=2)
         y = torch.multinomial(p.flatten(0, 1), 1, generator=generator).reshape(p.shape[:2])

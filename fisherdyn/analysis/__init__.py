@@ -7,13 +7,13 @@ correlations and between (what goes with what, between schedules), power (could 
 
 from __future__ import annotations
 
-from .between import across_schedules, mixed_correlation, reliability, transfer_correlations
 from .compare import compare, mean_interval, order_effect, over_seeds, paired_difference
 from .correlations import correlation, rank_correlation
 from .curves import learning_curve, learning_curve_se, per_open_layer, smooth, to_unit
 from .interval import Interval, adjusted
 from .power import detectable, points_needed, power, seeds_needed
 from .results import FINAL, GROUP_WIDTH, by_schedule, groups, result, results, summarise, transfer
+from .schedule_correlation import across_schedules, mixed_correlation, reliability, transfer_correlations
 from .schedules import averaged_schedule, distance_from_top_down, opening_order
 from .shape import area, learning_period, peak, shape, shape_from_errors, width
 

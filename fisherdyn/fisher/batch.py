@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..layers import Layers
 from ..likelihoods import random_signs
-from .forward import call_with, count_examples
+from .batches import count_examples
+from .model_state import call_with
 
 
 def signed(

@@ -26,10 +26,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..layers import Layers
 from ..likelihoods import to_unit_size
-from .alone import USE_VMAP, Alone
-from .forward import count_examples, one_example
+from .batches import count_examples, one_example
+from .capture import LayerCapture, one_row_an_example, watched_in
+from .check import USE_VMAP, PerExampleCheck
 from .replay import Call
-from .watched import Watched, one_row_an_example, watched_in
 
 _WITHOUT = "pass layers= without it: of the dict that fisherdyn.layers.find_layers(model) gives, all but its layer"
 _NEVER_CALLED = f"not called in the forward pass: {{}}; {_WITHOUT}, or activate it"
@@ -58,7 +58,7 @@ def squared_norms(
             first: each by its name.
     """
     examples = count_examples(args, kwargs)
-    with Tape(watched_in(model, layers), examples, len(layers)) as tape:
+    with CaptureSession(watched_in(model, layers), examples, len(layers)) as tape:
         try:
             f = tape.watch(lambda: outputs(model(*args, **kwargs)))
         except _OneRowForAllError:
@@ -67,7 +67,7 @@ def squared_norms(
             return _one_by_one(partial(squared_norms, model, layers=layers, outputs=outputs), args, kwargs, columns)
         columns = list(cotangents(f))
         tape.find_lowest(f)
-        alone = Alone(model, args, kwargs, layers, outputs, tape.ways, tape.folded)
+        alone = PerExampleCheck(model, args, kwargs, layers, outputs, tape.ways, tape.folded)
         total = torch.zeros(examples, len(layers), device=f.device, dtype=torch.float64)
         for i, column in enumerate(columns):
             unit, size = to_unit_size(column)
@@ -97,13 +97,13 @@ class _OneRowForAllError(Exception):
     """A module has one row for the whole batch, and the model cannot go on with one an example (DeBERTa's positions)."""
 
 
-class Tape:
+class CaptureSession:
     """What the watched modules were given in one forward pass, and the norms that backward passes leave behind.
 
     Listens until the end of its `with`.
     """
 
-    def __init__(self, watched: list[Watched], examples: int, layers: int) -> None:
+    def __init__(self, watched: list[LayerCapture], examples: int, layers: int) -> None:
         self.watched, self.examples, self.layers = watched, examples, layers
         self.lowest: list[GradientEdge] = []
         self.expanded = False
@@ -112,7 +112,7 @@ class Tape:
         self._handles: list[RemovableHandle] = []
         self._listening = self._last = False
 
-    def __enter__(self) -> Tape:
+    def __enter__(self) -> CaptureSession:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -139,7 +139,7 @@ class Tape:
             raise ValueError(_NEVER_CALLED.format(", ".join(silent)))
         return f
 
-    def _called(self, one: Watched, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+    def _called(self, one: LayerCapture, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
         """A call of a module that has a rule: one tensor in, one out."""
         a, output = self._one_row_an_example(one.name, args[0] if args else next(iter(kwargs.values())), output)
         source = _source(output)
@@ -160,7 +160,7 @@ class Tape:
         self.expanded |= found[1] is not output
         return found
 
-    def _called_without_rule(self, one: Watched, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def _called_without_rule(self, one: LayerCapture, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         flat, spec = tree_flatten(output)
         if not any(isinstance(x, Tensor) for x in flat):
             raise ValueError(
@@ -174,7 +174,9 @@ class Tape:
         )
         return tree_unflatten([x.clone() if _differentiable(x) else x for x in sources], spec)
 
-    def _listen(self, one: Watched, call: Call, sources: list[Tensor | None], shapes: list[torch.Size | None]) -> None:
+    def _listen(
+        self, one: LayerCapture, call: Call, sources: list[Tensor | None], shapes: list[torch.Size | None]
+    ) -> None:
         n = len(one.calls)
         one.calls.append(call)
         one.edges.append([None if x is None else get_gradient_edge(x) for x in sources])
@@ -183,12 +185,12 @@ class Tape:
                 # A hook stays with what the tensor is now: an in-place change later comes after it.
                 self._handles.append(x.register_hook(partial(self._passed, one, n, i, shape)))
 
-    def _passed(self, one: Watched, call: int, output: int, shape: torch.Size | None, gradient: Tensor) -> None:
+    def _passed(self, one: LayerCapture, call: int, output: int, shape: torch.Size | None, gradient: Tensor) -> None:
         """A gradient on its way down."""
         if self._listening and one.arrive(call, output, gradient if shape is None else gradient.reshape(shape)):
             self._take(one)
 
-    def _take(self, one: Watched) -> None:
+    def _take(self, one: LayerCapture) -> None:
         device = next(d.device.type for call in one.gradients for d in call if d is not None)
         with torch.no_grad(), torch.autocast(device, enabled=False):
             norms = one.norms(self.examples, self._last)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ..layers import Layers
 from ..likelihoods import LIKELIHOODS, Likelihood, find_likelihood, likelihood_of
-from .forward import Batch, count_examples, count_in, inputs_of, rows_of
+from .batches import Batch, count_examples, count_in, inputs_of, rows_of
 from .padding import without_padding
 
 Rows = Callable[[Batch], Tensor]
 """A batch -> (examples, layers), or (1, layers) by the methods that see no single example."""
 
 
-class Reading:
+class OutputReader:
     """A model's output -> the tensor f that its likelihood reads; where none is given, model or first output say which."""
 
     def __init__(self, model: nn.Module, likelihood: Likelihood | str | None) -> None:
@@ -42,12 +42,12 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Measure:
+class BatchEstimator:
     """A batch -> the estimator's answer."""
 
     model: nn.Module
     layers: Layers
-    reading: Reading
+    reader: OutputReader
     estimate: Callable[..., Tensor]
     labels: str
     generator: torch.Generator
@@ -58,19 +58,19 @@ class Measure:
         examples = count_examples(args, kwargs)
 
         def cotangents(f: Tensor) -> Iterable[Tensor]:
-            assert self.reading.likelihood is not None
-            self.reading.likelihood.check(f, examples)
-            return self.reading.likelihood.cotangents(f, self.labels, self.generator, batch)
+            assert self.reader.likelihood is not None
+            self.reader.likelihood.check(f, examples)
+            return self.reader.likelihood.cotangents(f, self.labels, self.generator, batch)
 
-        return self.estimate(self.model, args, kwargs, self.layers, self.reading, cotangents)
+        return self.estimate(self.model, args, kwargs, self.layers, self.reader, cotangents)
 
     def prepared(self, batch: Batch) -> tuple[Batch, tuple[Tensor, ...], dict[str, Any]]:
         """The batch without columns of padding, and the model's arguments."""
-        batch = without_padding(batch, self.model, self.reading.likelihood)
+        batch = without_padding(batch, self.model, self.reader.likelihood)
         return batch, *inputs_of(batch, self.device)
 
 
-class Halving:
+class SplitOnOOM:
     """Goes on with half as many examples at a time where memory runs out, and stays there.
 
     Label noise is drawn part by part: other numbers than those of whole batches, no less right.

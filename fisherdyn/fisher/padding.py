@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..likelihoods import IGNORED, Categorical, CausalLM, Choice, Likelihood, Token, labels_in
-from .forward import Batch
+from .batches import Batch
 
 _FILL = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORED}
 """What is known to be by token, and what stands where there is none."""

@@ -18,7 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_map
 
-from .forward import call_with
+from .model_state import call_with
 
 _REMEDY = 'measure it with method="vmap", or with batches of one example'
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +14,33 @@ from tqdm import tqdm
 
 from ..layers import LayerChoice, Layers, resolve_layers
 from ..likelihoods import LABELS, Likelihood
-from . import alone, batch, hooks, vmap
-from .forward import Batch, device_of, no_trace, refuse_what_writes
-from .measure import Halving, Measure, Reading, Rows
-from .ranks import gathered, own_noise, rank
-from .sampling import Importance
-from .sums import Sums, from_all
-from .together import Together
+from . import batch, check, hooks, vmap
+from .batches import Batch
+from .distributed import all_gather, rank, rank_generator
+from .measure import BatchEstimator, OutputReader, Rows, SplitOnOOM
+from .model_state import device_of, preserve_state, validate_model
+from .rebatch import Rebatcher
+from .running_mean import RunningMean, across_ranks
+
+LabelName = Literal["exact", "rademacher", "mc", "empirical", "argmax"]
+MethodName = Literal["hooks", "vmap", "batch", "authors"]
+CheckName = Literal["first", "always", "never"]
+
+
+class TraceOptions(TypedDict, total=False):
+    """Options of `fisher_trace` that probes and recorders pass on."""
+
+    layers: LayerChoice
+    likelihood: Likelihood | str | None
+    labels: LabelName
+    method: MethodName
+    num_batches: int | None
+    check: CheckName
+    generator: torch.Generator | None
+
 
 METHODS = ("hooks", "vmap", "batch", "authors")
 BY_EXAMPLE = METHODS[:2]
-SAMPLING = ("all", "importance")
 FEWEST_TO_STOP_AT = 32
 """Examples below which a standard error is too rough to stop by."""
 
@@ -42,7 +59,7 @@ class FisherTrace:
             methods "batch" and "authors".
         examples: how many were measured.
         batches: how many were read.
-        estimator: e.g. "hooks/class_mix".
+        estimator: e.g. "hooks/rademacher".
         likelihood: e.g. "categorical".
         imprecise: layers whose standard error is still above the `target_se` that was asked for.
     """
@@ -70,13 +87,12 @@ def fisher_trace(
     *,
     layers: LayerChoice = None,
     likelihood: Likelihood | str | None = None,
-    labels: str = "class_mix",
+    labels: str = "rademacher",
     method: str = "hooks",
     num_batches: int | None = None,
     target_se: float | None = None,
-    enough: Callable[[Sums], bool] | None = None,
+    enough: Callable[[RunningMean], bool] | None = None,
     generator: torch.Generator | None = None,
-    sampling: str = "all",
     progress: bool = False,
 ) -> FisherTrace:
     """The trace of the Fisher information of each layer,
@@ -93,20 +109,18 @@ def fisher_trace(
         layers: see `fisherdyn.layers.resolve_layers`; None finds them.
         likelihood: what the logits mean: a name in `fisherdyn.likelihoods.LIKELIHOODS` or an instance. None: by a Hugging
             Face model's class and problem_type, else one softmax over logits of shape (batch, classes).
-        labels: "class_mix" (default), "exact" or "sampled" are unbiased: see `Likelihood.cotangents`; the variance of one
-            example is 0 for "exact", at most 2 tr^2 for "class_mix", unbounded for "sampled". "empirical" and "argmax"
+        labels: "rademacher" (default), "exact" or "mc" are unbiased: see `Likelihood.cotangents`; the variance of one
+            example is 0 for "exact", at most 2 tr^2 for "rademacher", unbounded for "mc". "empirical" and "argmax"
             are not tr(F), and are here to be compared with it.
         method: "hooks" (no weight gradients; a module without a rule is run again example by example) or "vmap"
             (torch.func; also tied weights and weights used outside their module; more memory). "batch": the squared
             gradient of the batch under random signs, unbiased, noisier, its standard error over batches. "authors": what
-            the paper's code computes, biased, for labels "argmax", "sampled" and "empirical".
+            the paper's code computes, biased, for labels "argmax", "mc" and "empirical".
         num_batches: read at most this many (in each process); None reads the loader to its end.
         target_se: stop as soon as every layer's standard error is at most this share of its tr(F), such as 0.05; layers
             that do not get there are named in the result's `imprecise`.
         enough: stop as soon as it says so; asked after every pass with what there is: `.values`, `.examples`, `.batches`.
         generator: of label noise; default: a new one of seed 0, apart in every process.
-        sampling: "all" takes the backward pass of every input. "importance": of those that a forward pass picks, weighted
-            back; unbiased, see `fisher.sampling` for its variance and for where it pays.
         progress: show a bar, with the relative standard error of the worst layer.
 
     Returns:
@@ -142,31 +156,22 @@ def fisher_trace(
         raise ValueError(f"expected target_se between 0 and 1, such as 0.05, got {target_se!r}")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"expected a torch.Generator, got {type(generator).__name__}")
-    if sampling not in SAMPLING:
-        raise ValueError(f"unknown sampling={sampling!r}: choose one of {', '.join(SAMPLING)}")
-    if sampling == "importance" and method not in BY_EXAMPLE:
-        raise ValueError(
-            f'sampling="importance" weights single examples, and method={method!r} sees none: choose '
-            f"method={' or '.join(map(repr, BY_EXAMPLE))}"
-        )
     device = device_of(model)
-    refuse_what_writes(model)
+    validate_model(model)
     chosen = resolve_layers(model, layers)
-    reading = Reading(model, likelihood)
+    reading = OutputReader(model, likelihood)
     if generator is None:
-        generator = own_noise(torch.Generator().manual_seed(0))
+        generator = rank_generator(torch.Generator().manual_seed(0))
     estimate = _estimator(method, labels, generator)
     if method == "hooks":
-        alone.before_measuring(model, reading.likelihood)
-    measure = Measure(model, chosen, reading, estimate, labels, generator, device)
-    rows: Rows = Halving(measure) if method in BY_EXAMPLE else measure
-    if sampling == "importance":
-        rows = Importance(measure, rows)
-    sums = Sums()
+        check.before_measuring(model, reading.likelihood)
+    measure = BatchEstimator(model, chosen, reading, estimate, labels, generator, device)
+    rows: Rows = SplitOnOOM(measure) if method in BY_EXAMPLE else measure
+    sums = RunningMean()
     hidden = not progress or rank() > 0
-    with no_trace(model, loader), tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=hidden) as bar:
+    with preserve_state(model, loader), tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=hidden) as bar:
         batches = islice(batches_of(loader), num_batches)
-        for found in from_all(Together(measure, rows, joins=method in BY_EXAMPLE).found(batches)):
+        for found in across_ranks(Rebatcher(measure, rows, joins=method in BY_EXAMPLE).found(batches)):
             for one in found:
                 sums.add(*one)
             bar.update(sums.batches - bar.n)
@@ -176,22 +181,22 @@ def fisher_trace(
                 break
             if enough is not None and enough(sums):
                 break
-    how = f"{method}/{labels}" + ("" if sampling == "all" else f"/{sampling}")
-    likelihood_name = next((name for name in gathered(reading.name) if name), "")  # a process may have had no batch
+    how = f"{method}/{labels}"
+    likelihood_name = next((name for name in all_gather(reading.name) if name), "")  # a process may have had no batch
     return _summary(model, chosen, sums, target_se, how, likelihood_name)
 
 
-def _progress(layers: Layers, sums: Sums) -> str:
+def _progress(layers: Layers, sums: RunningMean) -> str:
     error, worst = sums.relative_error().max(dim=0)
     return f"largest relative error {error:.1%} ({list(layers)[int(worst)]})"
 
 
 def _estimator(method: str, labels: str, generator: torch.Generator) -> Callable[..., Tensor]:
     """The method's function; a pair of method and labels that makes no sense is refused."""
-    if method == "authors" and labels not in ("argmax", "sampled", "empirical"):
+    if method == "authors" and labels not in ("argmax", "mc", "empirical"):
         raise ValueError(
             f'method="authors" is the gradient of a loss, which has one label an example: choose labels="argmax" (theirs), '
-            f'"sampled" or "empirical", not {labels!r}'
+            f'"mc" or "empirical", not {labels!r}'
         )
     functions: dict[str, Callable[..., Tensor]] = {
         "hooks": hooks.squared_norms,
@@ -215,7 +220,7 @@ def batches_of(loader: Iterable[Batch]) -> Iterable[Batch]:
 def _summary(
     model: nn.Module,
     layers: Layers,
-    sums: Sums,
+    sums: RunningMean,
     target_se: float | None,
     estimator: str,
     likelihood: str,

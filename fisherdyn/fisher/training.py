@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..layers import Layers
-from .forward import count_examples
-from .watched import Watched, one_row_an_example, side_by_side, watched_in
+from .batches import count_examples
+from .capture import LayerCapture, one_row_an_example, side_by_side, watched_in
 
 LEAVE_OUT = "leave its layer out with layers="
 
@@ -145,7 +145,7 @@ class TrainingPass:
         return total
 
 
-def _module_norms(watched: Watched, one: _Pass) -> dict[str, Tensor] | None:
+def _module_norms(watched: LayerCapture, one: _Pass) -> dict[str, Tensor] | None:
     calls, rule = one.calls.get(watched.name, []), watched.rule
     if not calls or rule is None or watched.name in one.closed:
         return None

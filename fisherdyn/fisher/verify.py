@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..layers import LayerChoice, resolve_layers
 from ..likelihoods import Likelihood
-from .alone import left_to_the_caller
-from .forward import Batch, rows_of
+from .batches import Batch, rows_of
+from .check import left_to_the_caller
 from .trace import fisher_trace
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ..layers import Layers
 from ..likelihoods import to_unit_size
-from .forward import call_with, count_examples
+from .batches import count_examples
+from .model_state import call_with
 from .replay import same_up_to_rounding
 
 CHUNK = 8

@@ -9,14 +9,14 @@ import xarray as xr
 from torch import nn
 from torch.optim import Optimizer
 
-from ..fisher.forward import Batch
+from ..fisher.batches import Batch
 from ..layers import LayerChoice, resolve_layers
 from ..likelihoods import Likelihood
 from ..policies import Policy
 from ..probing import Loaders
 from ..recording.recorder import Recorder
 from ..schedule import Unfreezing
-from ..selection import in_another_order
+from ..selection import reshuffled
 
 
 class Recording:
@@ -45,7 +45,7 @@ class Scheduled:
         layers: LayerChoice = None,
         loader: Iterable[Batch] | None = None,
         timing: str = "prose",
-        labels: str = "class_mix",
+        labels: str = "rademacher",
         likelihood: Likelihood | str | None = None,
         seed: int = 0,
     ) -> None:
@@ -60,7 +60,7 @@ class Scheduled:
         layers = resolve_layers(model, self.layers)
         unfreezing = Unfreezing(self.policy, layers, self.interval, timing=self.timing, seed=self.seed)
         loader = self.loader
-        if loader is None and self.policy.sampling is not None:
-            loader = in_another_order(train_loader, batch_size, self.seed)
+        if loader is None and self.policy.scoring is not None:
+            loader = reshuffled(train_loader, batch_size, self.seed)
         unfreezing.attach(model, optimizer, loader, labels=self.labels, likelihood=self.likelihood, together=together)
         return unfreezing

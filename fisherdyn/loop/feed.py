@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fisher.forward import generators_of
+from ..fisher.batches import generators_of
 
 State = dict[str, Tensor]
 """Random states by name, as bytes."""

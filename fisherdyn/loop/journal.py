@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from .. import record
-from ..fisher.ranks import own_noise, share
+from ..fisher.distributed import rank_generator, shard
 from ..fisher.trace import fisher_trace
 from ..schedule import Unfreezing
 from ..selection import Selection
@@ -48,10 +48,10 @@ class Journal:
         try:
             trace = fisher_trace(
                 model,
-                share(self.probe_loader),
+                shard(self.probe_loader),
                 layers=unfreezing.layers,
                 labels=self.labels,
-                generator=own_noise(self.generator),
+                generator=rank_generator(self.generator),
             )
         except ValueError as error:
             raise ValueError(f"tr(F) at step {step}: {error}") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..whole import is_whole
+from ..validation import is_whole
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _BY_LAYER = (
 _BY_LOADER = ("fisher_trace", "fisher_trace_se")
 
 
-class Ledger:
+class RecordBuffer:
     """Rows along `step`, and the dataset that they make.
 
     Args:

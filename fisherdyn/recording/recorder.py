@@ -15,15 +15,15 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .. import probing, record
-from ..fisher.forward import device_of, no_trace
-from ..fisher.ranks import gathered, own_noise, rank, share
+from ..fisher.distributed import all_gather, rank, rank_generator, shard
+from ..fisher.model_state import device_of, preserve_state
 from ..fisher.trace import FisherTrace
 from ..fisher.training import TrainingPass
 from ..layers import LayerChoice, resolve_layers
 from ..likelihoods import Likelihood
 from . import gauges
 from .cadence import Cadence
-from .ledger import Ledger
+from .ledger import RecordBuffer
 
 
 class Recorder:
@@ -71,7 +71,7 @@ class Recorder:
         steps: Iterable[int] | None = None,
         layers: LayerChoice = None,
         likelihood: Likelihood | str | None = None,
-        labels: str = "class_mix",
+        labels: str = "rademacher",
         method: str = "hooks",
         num_batches: int | None = None,
         empirical: bool = False,
@@ -87,7 +87,7 @@ class Recorder:
         """Updates made so far: the step that is now."""
         self._loaders = probing.loaders(loader)
         for one in self._loaders.values():
-            probing.refuse_what_is_used_up(one)
+            probing.require_reiterable(one)
         self._options: dict[str, Any] = {
             "likelihood": likelihood,
             "labels": labels,
@@ -108,7 +108,7 @@ class Recorder:
         self._row: dict[str, Any] | None = None
         self._how: dict[str, Any] = {}
         self._weights: gauges.Groups = []
-        self._ledger = Ledger(
+        self._ledger = RecordBuffer(
             {name: sum(p.numel() for p in group) for name, group in zip(self.layers, self._parameters, strict=True)},
             [name for name in self._loaders if name != probing.ONLY],
             {
@@ -259,12 +259,12 @@ class Recorder:
         """What the model is before the update."""
         if not self._ledger.rows:
             for loader in self._loaders.values():
-                probing.refuse_what_is_being_read(loader)
+                probing.refuse_loader_in_use(loader)
         traces: dict[str, FisherTrace] = {}
         for name, loader in self._loaders.items():
             # The same label noise for every loader and at every step, apart in every process.
-            noise = own_noise(torch.Generator().manual_seed(self._seed))
-            mine = {name: share(loader, self._options["num_batches"])}
+            noise = rank_generator(torch.Generator().manual_seed(self._seed))
+            mine = {name: shard(loader, self._options["num_batches"])}
             try:
                 traces |= probing.measure(self.model, mine, layers=self.layers, generator=noise, **self._options)
             except ValueError as error:
@@ -296,9 +296,9 @@ class Recorder:
         if self._training is None:
             return {}
         self._training.stop()
-        with no_trace(self.model, ()), torch.no_grad():
+        with preserve_state(self.model, ()), torch.no_grad():
             own = self._training.take().cpu().numpy()
-        values = np.concatenate(gathered(own))
+        values = np.concatenate(all_gather(own))
         n = len(values)
         se = values.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full(values.shape[1], np.nan)
         return {"empirical_trace": values.mean(axis=0), "empirical_trace_se": se}
@@ -325,7 +325,7 @@ class _Means:
     def take(self) -> dict[str, float]:
         """The means over everything since the last time, over all processes."""
         pairs: dict[str, list[tuple[float, int]]] = {}
-        for sums in gathered({name: (float(total), count) for name, (total, count) in self._sums.items()}):
+        for sums in all_gather({name: (float(total), count) for name, (total, count) in self._sums.items()}):
             for name, pair in sums.items():
                 pairs.setdefault(name, []).append(pair)
         self._sums = {}

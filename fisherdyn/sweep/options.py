@@ -68,7 +68,10 @@ def _add_orders(one: argparse.ArgumentParser) -> None:
     which = one.add_mutually_exclusive_group()
     which.add_argument("--schedules", type=int, default=10, metavar="N", help="the first N of Figure 4's (%(default)s)")
     which.add_argument(
-        "--sampled", type=int, metavar="N", help="top-down and N orders drawn by footnote 8's rule, not Figure 4's"
+        "--random-orders",
+        type=int,
+        metavar="N",
+        help="top-down and N orders drawn by footnote 8's rule, not Figure 4's",
     )
     one.add_argument(
         "--order", action="append", default=[], metavar="10,1,...", help="an order of your own; may be repeated"

@@ -63,7 +63,7 @@ def _runs(args: argparse.Namespace, recipe: Recipe, settings: Settings, wanted: 
         return file.runs(seeds)
     if args.study == "permutations":
         orders = [studies.parse_order(text) for text in args.order]
-        return studies.permutations(seeds, args.schedules, orders, args.sampled)
+        return studies.permutations(seeds, args.schedules, orders, args.random_orders)
     if args.study == "interval":
         return studies.intervals(recipe, seeds, _intervals(args.intervals), wanted)
     base = {**settings.options, **{name: getattr(settings, name) for name in ("steps", "lr", "interval")}}
@@ -109,7 +109,7 @@ def _intervals(text: str | None) -> list[int]:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    for name in ("seeds", "steps", "workers", "interval", "train_examples", "sampled"):
+    for name in ("seeds", "steps", "workers", "interval", "train_examples", "random_orders"):
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: expected at least 1")

@@ -147,7 +147,7 @@ def parse_order(text: str, layers: int = LAYERS) -> tuple[int, ...]:
     return order
 
 
-def sampled(n: int, layers: int = LAYERS) -> list[tuple[int, ...]]:
+def random_orders(n: int, layers: int = LAYERS) -> list[tuple[int, ...]]:
     """n different orders under the rule of the paper's footnote 8: the first layer to open is one of the two below the top.
 
     They are the first n of one random sequence, the same always; top-down, which the paper adds itself, is not among them.
@@ -185,7 +185,7 @@ def permutations(
         named.update(papers[:schedules])
     else:
         named[TOP_DOWN] = FIGURE_4[0]
-        named.update((f"sampled/{i}", order) for i, order in enumerate(sampled(drawn), start=1))
+        named.update((f"random-order/{i}", order) for i, order in enumerate(random_orders(drawn), start=1))
     for order in orders:
         if order in named.values():
             raise ValueError(f"--order {','.join(map(str, order))} is there already")

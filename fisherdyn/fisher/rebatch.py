@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .forward import Batch, count_in, inputs_of
-from .measure import Measure, Rows
+from .batches import Batch, count_in, inputs_of
+from .measure import BatchEstimator, Rows
 from .padding import by_token, columns_in, padded, padding_changes_nothing
-from .sums import Found
+from .running_mean import Found
 
 WORK = 2**31
 """Numbers in the inputs times weights in the model, up to which batches are put together: what a core multiplies in the time
@@ -27,7 +27,7 @@ WIDER = 1.5
 """Batches are padded to no more than so many times their columns."""
 
 
-class Together:
+class Rebatcher:
     """Batches -> what is found in them, some of them in one pass: consecutive ones that are alike, or alike when padded.
 
     Never more than there were before, so that who stops has read at most twice what was needed. No batch is asked for before
@@ -40,7 +40,7 @@ class Together:
         joins: whether it may put batches together: not where the method sees no single example.
     """
 
-    def __init__(self, measure: Measure, rows: Rows, joins: bool) -> None:
+    def __init__(self, measure: BatchEstimator, rows: Rows, joins: bool) -> None:
         self.measure, self.rows, self.joins = measure, rows, joins
         weights = sum(p.numel() for p in measure.model.parameters())
         self.most_numbers = min(WORK / weights, NUMBERS)
@@ -89,7 +89,7 @@ class Together:
     @cached_property
     def _may_be_padded(self) -> bool:
         """Asked from the second batch on, when the likelihood is known."""
-        return padding_changes_nothing(self.measure.model, self.measure.reading.likelihood)
+        return padding_changes_nothing(self.measure.model, self.measure.reader.likelihood)
 
     def _joined(self, group: list[Batch]) -> Batch:
         if columns_in(group[0]) is not None:

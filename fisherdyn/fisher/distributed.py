@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
-from .forward import Batch, generators_of
+from .batches import Batch, generators_of
 
 
 def several() -> bool:
@@ -26,7 +26,7 @@ def rank() -> int:
     return dist.get_rank() if several() else 0
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """Every process's value, in the order of ranks; all of them must call it. For small things: they are pickled."""
     if not several():
         return [value]
@@ -35,7 +35,7 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
-def share(loader: Iterable[Batch], most: int | None = None) -> Iterable[Batch]:
+def shard(loader: Iterable[Batch], most: int | None = None) -> Iterable[Batch]:
     """This rank's of the first `most` batches (None: all) of a loader that every rank has whole.
 
     With one process, and where the loader is shared out already, it is the loader itself.
@@ -43,17 +43,17 @@ def share(loader: Iterable[Batch], most: int | None = None) -> Iterable[Batch]:
     Raises:
         ValueError: accelerate's dispatcher, which one process reads for all.
     """
-    if not several() or _is_shared_out(loader):
+    if not several() or _is_sharded(loader):
         return loader
     if type(loader).__name__ == "DataLoaderDispatcher":
         raise ValueError(
             "accelerate's DataLoaderDispatcher is read by one process for all: prepare the loader with "
             "dispatch_batches=False, or pass one that is not prepared"
         )
-    return _Share(loader, most)
+    return _Shard(loader, most)
 
 
-def _is_shared_out(loader: Any) -> bool:
+def _is_sharded(loader: Any) -> bool:
     """By torch's DistributedSampler, at any depth, or by accelerate."""
     if type(getattr(loader, "dataset", None)).__name__ == "IterableDatasetShard":
         return True
@@ -67,8 +67,8 @@ def _is_shared_out(loader: Any) -> bool:
     return False
 
 
-class _Share:
-    """Each world-th batch, from the rank's own on; in all else the loader itself. Read inside `no_trace`."""
+class _Shard:
+    """Each world-th batch, from the rank's own on; in all else the loader itself. Read inside `preserve_state`."""
 
     def __init__(self, loader: Iterable[Batch], most: int | None) -> None:
         self._loader, self._most = loader, most
@@ -76,7 +76,7 @@ class _Share:
     def __iter__(self) -> Iterator[Batch]:
         # Every rank must read the same order, whatever its random state is: that of rank 0.
         generators = generators_of(self._loader)
-        states = gathered([torch.get_rng_state(), *(g.get_state() for g in generators)])[0]
+        states = all_gather([torch.get_rng_state(), *(g.get_state() for g in generators)])[0]
         torch.set_rng_state(states[0])
         for generator, state in zip(generators, states[1:], strict=True):
             generator.set_state(state)
@@ -86,7 +86,7 @@ class _Share:
         return getattr(self._loader, name)
 
 
-def own_noise(generator: torch.Generator) -> torch.Generator:
+def rank_generator(generator: torch.Generator) -> torch.Generator:
     """A generator that every process has alike -> one of its own, apart from the others'; alone, itself."""
     if not several():
         return generator

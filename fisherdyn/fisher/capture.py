@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from ..layers import Layers
-from .alone import USE_VMAP
+from .check import USE_VMAP
 from .replay import Call, reader, replay
 from .rules import Rule, find_rule
 
 
-def watched_in(model: nn.Module, layers: Layers) -> list[Watched]:
+def watched_in(model: nn.Module, layers: Layers) -> list[LayerCapture]:
     """The modules whose calls read the wanted parameters; refuses weights that several modules read."""
     readers: dict[int, dict[int, str]] = {}  # parameter -> the modules that own it -> its name there
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -29,10 +29,10 @@ def watched_in(model: nn.Module, layers: Layers) -> list[Watched]:
                 raise ValueError(f"layer {layer!r}: one weight is used as {' and '.join(tied.values())}; {USE_VMAP}")
             owner, short = reader(modules, name)
             wanted.setdefault(owner, {})[short] = i
-    return [Watched(name, modules[name], own) for name, own in wanted.items()]
+    return [LayerCapture(name, modules[name], own) for name, own in wanted.items()]
 
 
-class Watched:
+class LayerCapture:
     """A module, the parameters that it reads and that are wanted, and its calls in this forward pass.
 
     A weight that is used in several calls has one gradient, the sum of theirs: the norm is taken when the gradients of all

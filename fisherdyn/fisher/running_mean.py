@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from .ranks import gathered, several
+from .distributed import all_gather, several
 
 
-class Sums:
+class RunningMean:
     """Values, one row an example or one a batch, each row with the number of examples that it stands for."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ Found = tuple[Tensor, int, int]
 """Rows, the number of examples that they stand for, and of how many batches."""
 
 
-def from_all(found: Iterable[Found]) -> Iterator[list[Found]]:
+def across_ranks(found: Iterable[Found]) -> Iterator[list[Found]]:
     """What every process found in its next batch, in the order of ranks, until no process has one left.
 
     Every process gets the same lists, so that all of them stop at the same batch and end with the same numbers. An error in
@@ -71,7 +71,7 @@ def from_all(found: Iterable[Found]) -> Iterator[list[Found]]:
             mine: Found | Exception | None = next(own, None)
         except Exception as error:
             mine = error
-        theirs = gathered(f"{type(mine).__name__}: {mine}" if isinstance(mine, Exception) else mine)
+        theirs = all_gather(f"{type(mine).__name__}: {mine}" if isinstance(mine, Exception) else mine)
         if isinstance(mine, Exception):
             raise mine
         if failed := {i: what for i, what in enumerate(theirs) if isinstance(what, str)}:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..layers import Layers
 from .batch import plain_squared
-from .forward import one_example
+from .batches import one_example
 
 USE_VMAP = 'measure it with method="vmap"'
 
@@ -83,7 +83,7 @@ def left_to_the_caller() -> Iterator[None]:
         _left_to_the_caller = before
 
 
-class Alone:
+class PerExampleCheck:
     """The check of one model and batch.
 
     Args:
