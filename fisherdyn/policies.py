@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .likelihoods import LABELS
+from .labels import LABELS
 from .validation import whole
 
 Scores = Mapping[str, tuple[float, float]]

@@ -16,11 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import probing, record
 from ..fisher.distributed import all_gather, rank, rank_generator, shard
-from ..fisher.model_state import device_of, preserve_state
+from ..fisher.model_state import device_of, preserve_state, unwrap
 from ..fisher.trace import FisherTrace
 from ..fisher.training import TrainingPass
 from ..layers import LayerChoice, resolve_layers
 from ..likelihoods import Likelihood
+from ..model_index import ModelIndex
 from . import gauges
 from .cadence import Cadence
 from .ledger import RecordBuffer
@@ -81,11 +82,11 @@ class Recorder:
         attrs: Mapping[str, Any] | None = None,
     ) -> None:
         self.cadence = Cadence.of(every, steps)
-        self.model = probing.bare(model)
+        self.model = unwrap(model)
         self.layers = resolve_layers(self.model, layers)
         self.updates = 0
         """Updates made so far: the step that is now."""
-        self._loaders = probing.loaders(loader)
+        self._loaders = probing.loaders_by_name(loader)
         for one in self._loaders.values():
             probing.require_reiterable(one)
         self._options: dict[str, Any] = {
@@ -110,7 +111,7 @@ class Recorder:
         self._weights: gauges.Groups = []
         self._ledger = RecordBuffer(
             {name: sum(p.numel() for p in group) for name, group in zip(self.layers, self._parameters, strict=True)},
-            [name for name in self._loaders if name != probing.ONLY],
+            [name for name in self._loaders if name != probing.UNNAMED],
             {
                 **dict(attrs or {}),
                 "recorded": str(self.cadence),
@@ -296,7 +297,7 @@ class Recorder:
         if self._training is None:
             return {}
         self._training.stop()
-        with preserve_state(self.model, ()), torch.no_grad():
+        with preserve_state(ModelIndex(self.model), ()), torch.no_grad():
             own = self._training.take().cpu().numpy()
         values = np.concatenate(all_gather(own))
         n = len(values)
