@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..labels import LABELS, LabelMode, random_signs
+from ..layers import Layers
+from ..model_index import ModelIndex
 from .batches import ModelCall
-from .capture import Signature
-from .model_state import call_with_weights
+from .plain import PlainPass
 
 
 class SignedGradient:
@@ -31,6 +32,9 @@ class SignedGradient:
 
     def validate_labels(self, labels: LabelMode) -> None:
         """Takes any."""
+
+    def prepare(self, model: ModelIndex, layers: Layers) -> None:
+        """Needs nothing."""
 
     @contextmanager
     def forward(self, call: ModelCall) -> Iterator[_SignedPass]:
@@ -55,40 +59,12 @@ class AuthorsGradient:
                 f"(theirs), or one of {choices}, not {labels.name!r}"
             )
 
+    def prepare(self, model: ModelIndex, layers: Layers) -> None:
+        """Needs nothing."""
+
     @contextmanager
     def forward(self, call: ModelCall) -> Iterator[_MeanLossPass]:
         yield _MeanLossPass(call)
-
-
-class PlainPass:
-    """A forward pass for plain autograd: no hook, and weights that are differentiated wherever they are used."""
-
-    folded = False
-
-    def __init__(self, call: ModelCall) -> None:
-        self.call = call
-        names = [name for names in call.layers.values() for name in names]
-        self.weights = {name: call.model.get_parameter(name).detach().requires_grad_() for name in names}
-        self.logits = call.reader(call_with_weights(call.model, self.weights, call.args, call.kwargs))
-        self.signatures: Sequence[Signature] = [None] * len(call.layers)
-
-    def squared_gradients(self, cotangents: Sequence[Tensor]) -> Tensor:
-        """||J_l^T c||^2 of the whole batch, for each cotangent: (cotangents, 1, layers)."""
-        rows = [self._squared_gradient(c, last=i + 1 == len(cotangents)) for i, c in enumerate(cotangents)]
-        return torch.stack(rows)[:, None]
-
-    def _squared_gradient(self, cotangent: Tensor, last: bool) -> Tensor:
-        # A power of two, so that small gradients have squares in any precision.
-        exponent = torch.frexp(cotangent.abs().amax()).exponent
-        size = torch.ldexp(torch.ones((), dtype=torch.float64, device=cotangent.device), exponent)
-        unit = torch.ldexp(cotangent, -exponent).to(self.logits)
-        weights = list(self.weights.values())
-        gradients = iter(torch.autograd.grad(self.logits, weights, unit, retain_graph=not last, allow_unused=True))
-        norms = torch.zeros(len(self.call.layers), dtype=torch.float64, device=self.logits.device)
-        for layer, names in enumerate(self.call.layers.values()):
-            used = [g for g in (next(gradients) for _ in names) if g is not None]
-            norms[layer] = size.square() * sum(_square_sum(g) for g in used)
-        return norms
 
 
 class _SignedPass(PlainPass):
@@ -100,8 +76,3 @@ class _SignedPass(PlainPass):
 class _MeanLossPass(PlainPass):
     def squared_norms(self, cotangents: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         return self.squared_gradients([c / len(c) for c in cotangents]) / self.call.examples
-
-
-def _square_sum(g: Tensor) -> Tensor:
-    """In float64, without a copy of g in it."""
-    return torch.linalg.vector_norm(torch.view_as_real(g) if g.is_complex() else g, dtype=torch.float64).square()

@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers import Layers
-from ..likelihoods import OutputReader
+from ..likelihoods import IGNORED, OutputReader, labels_in
 from ..model_index import ModelIndex
-from .padding import padding_is_neutral, token_columns, trim_padding, widen_padding
+from .padding import pad_token, padding_is_neutral
 
 Batch = Any
 """A dict (HF), a tuple (inputs, targets), or a tensor of inputs."""
@@ -28,6 +28,10 @@ JOINED_NUMBERS = 2**18
 """Most numbers in joined inputs, however small the model."""
 MOST_WIDENING = 1.5
 """Batches are padded to at most so many times their columns in order to be joined."""
+
+
+_FILL = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORED}
+"""Names that are known to have a value a token, and the value of a token that is none."""
 
 
 # The call that a batch becomes
@@ -224,6 +228,57 @@ def _parts(batch: Batch) -> Mapping[Any, Any]:
     if isinstance(batch, Mapping):
         return batch
     return dict(enumerate(batch)) if isinstance(batch, tuple | list) else {0: batch}
+
+
+# Columns of padding
+
+
+def trim_padding(batch: Any) -> Any:
+    """A Hugging Face batch without the columns on the right that no example attends to; any other as it is."""
+    ids, mask = _tokens(batch)
+    if ids is None or mask is None:
+        return batch
+    counted, labels = mask != 0, labels_in(batch)
+    if labels is not None and labels.shape == mask.shape:
+        counted = counted | (labels != IGNORED)
+    used = counted.flatten(0, -2).any(dim=0).nonzero()
+    end = int(used[-1]) + 1 if len(used) else ids.shape[-1]
+    if end == ids.shape[-1]:
+        return batch
+    columns = (slice(None),) * (ids.ndim - 1) + (slice(end),)
+    return {name: x[columns] if _has_token_rows(x, ids) else x for name, x in batch.items()}
+
+
+def token_columns(batch: Any) -> int | None:
+    """The number of token columns of a batch that could be padded on the right; None for any other."""
+    ids, _ = _tokens(batch)
+    if ids is None or not all(name in _FILL for name, x in batch.items() if _has_token_rows(x, ids)):
+        return None
+    return ids.shape[-1]
+
+
+def widen_padding(batch: Any, columns: int, model: nn.Module) -> Any:
+    """The batch with so many columns; no example attends to the new ones, on the right."""
+    ids = batch["input_ids"]
+    fill = {**_FILL, "input_ids": pad_token(model) or 0}
+
+    def wider(name: str, x: Tensor) -> Tensor:
+        return torch.cat([x, x.new_full((*ids.shape[:-1], columns - ids.shape[-1]), fill[name])], dim=-1)
+
+    return {name: wider(name, x) if _has_token_rows(x, ids) else x for name, x in batch.items()}
+
+
+def _tokens(batch: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The ids and the attention mask of a batch that has both, in one shape of at least two dimensions."""
+    if not isinstance(batch, Mapping):
+        return None, None
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    alike = isinstance(ids, Tensor) and isinstance(mask, Tensor) and mask.shape == ids.shape and ids.ndim >= 2
+    return (ids, mask) if alike else (None, None)
+
+
+def _has_token_rows(x: Any, ids: Tensor) -> bool:
+    return isinstance(x, Tensor) and x.shape[: ids.ndim] == ids.shape
 
 
 # Loaders

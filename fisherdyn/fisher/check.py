@@ -22,10 +22,9 @@ from torch import Tensor
 
 from ..layers import Layers
 from ..likelihoods import to_unit_size
-from .batch_gradient import PlainPass
 from .batches import ModelCall
-from .capture import USE_VMAP
-from .methods import ForwardPass
+from .methods import USE_VMAP, ForwardPass
+from .plain import PlainPass
 
 CheckName = Literal["first", "always", "never"]
 CHECKS = ("first", "always", "never")

@@ -5,7 +5,7 @@ A method of your own is a class with these attributes and `forward`; pass an ins
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 
 from ..labels import LabelMode
+from ..layers import Layers
+from ..model_index import ModelIndex
 from .batches import ModelCall
-from .capture import Signature
+
+USE_VMAP = 'measure it with method="vmap"'
+
+Signature = Hashable
+"""How the modules of a layer were called: how often, with how many dimensions, for one example or several."""
 
 
 class ForwardPass(Protocol):
@@ -56,6 +62,10 @@ class Method(Protocol):
 
     def validate_labels(self, labels: LabelMode) -> None:
         """Raises ValueError for label modes that make no sense with the method."""
+        ...
+
+    def prepare(self, model: ModelIndex, layers: Layers) -> None:
+        """Called once a measurement, before any batch. Refuses, by name, layers that the method cannot measure."""
         ...
 
     def forward(self, call: ModelCall) -> AbstractContextManager[ForwardPass]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -157,17 +157,3 @@ def _validate_module(name: str, module: nn.Module) -> None:
             f"module {name!r} ({type(module).__name__}) has no running statistics: it mixes the "
             "examples of a batch, and per-example gradients do not exist"
         )
-
-
-def call_with_weights(
-    model: ModelIndex, weights: Mapping[str, Tensor], args: tuple[Tensor, ...], kwargs: Mapping[str, Any]
-) -> Any:
-    """The model's output with other weights, wherever each of them is used.
-
-    functional_call replaces place by place. Left to tie weights itself, it would replace one place of a module that is
-    registered under two names two times over, and restore the wrong tensor.
-    """
-    places = {
-        place: weight for name, weight in weights.items() for *_, place in model.owners_of(model.get_parameter(name))
-    }
-    return torch.func.functional_call(model.model, places, args, dict(kwargs), tie_weights=False)

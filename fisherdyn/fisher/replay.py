@@ -18,10 +18,10 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..model_index import ModelIndex
-from .model_state import call_with_weights
+from .plain import call_with_weights
 
 if TYPE_CHECKING:
-    from .capture import ModuleCall
+    from .hooks import ModuleCall
 
 _REMEDY = 'measure it with method="vmap", or with batches of one example'
 

@@ -199,6 +199,7 @@ class Measurement:
         self.layers = resolve_layers(self.model, layers)
         self.reader = OutputReader(self.model, likelihood)
         self.labels, self.method = labels, method
+        method.prepare(self.model, self.layers)
         self.check = PerExampleCheck(check if method.needs_check else "never", self.layers)
         self.generator = generator if generator is not None else rank_generator(torch.Generator().manual_seed(0))
         self.rebatcher = Rebatcher(self.model, self.reader, joins=method.per_example)

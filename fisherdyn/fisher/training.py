@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from ..layers import Layers
 from ..model_index import ModelIndex
 from .batches import count_examples
-from .capture import LayerCapture, capture_layers, concatenate_calls, expand_shared_row
+from .hooks import LayerCapture, capture_layers, concatenate_calls, expand_shared_row
 
 LEAVE_OUT = "leave its layer out with layers="
 

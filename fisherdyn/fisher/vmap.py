@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from ..labels import LabelMode
+from ..layers import Layers
 from ..likelihoods import to_unit_size
+from ..model_index import ModelIndex
 from .batches import ModelCall
-from .capture import Signature
-from .model_state import call_with_weights
+from .methods import Signature
+from .plain import call_with_weights
 from .replay import same_up_to_rounding
 
 CHUNK = 8
@@ -38,6 +40,9 @@ class VMap:
 
     def validate_labels(self, labels: LabelMode) -> None:
         """Takes any."""
+
+    def prepare(self, model: ModelIndex, layers: Layers) -> None:
+        """Needs nothing."""
 
     @contextmanager
     def forward(self, call: ModelCall) -> Iterator[_MappedPass]:

@@ -1,0 +1,63 @@
+"""Plain autograd in the weights themselves, without hooks and torch.func: slow, and the reference for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model_index import ModelIndex
+from .batches import ModelCall
+from .methods import Signature
+
+
+def call_with_weights(
+    model: ModelIndex, weights: Mapping[str, Tensor], args: tuple[Tensor, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """The model's output with other weights, wherever each of them is used.
+
+    functional_call replaces place by place. Left to tie weights itself, it would replace one place of a module that is
+    registered under two names two times over, and restore the wrong tensor.
+    """
+    places = {
+        place: weight for name, weight in weights.items() for *_, place in model.owners_of(model.get_parameter(name))
+    }
+    return torch.func.functional_call(model.model, places, args, dict(kwargs), tie_weights=False)
+
+
+class PlainPass:
+    """A forward pass for plain autograd: no hook, and weights that are differentiated wherever they are used."""
+
+    folded = False
+
+    def __init__(self, call: ModelCall) -> None:
+        self.call = call
+        names = [name for names in call.layers.values() for name in names]
+        self.weights = {name: call.model.get_parameter(name).detach().requires_grad_() for name in names}
+        self.logits = call.reader(call_with_weights(call.model, self.weights, call.args, call.kwargs))
+        self.signatures: Sequence[Signature] = [None] * len(call.layers)
+
+    def squared_gradients(self, cotangents: Sequence[Tensor]) -> Tensor:
+        """||J_l^T c||^2 of the whole batch, for each cotangent: (cotangents, 1, layers)."""
+        rows = [self._squared_gradient(c, last=i + 1 == len(cotangents)) for i, c in enumerate(cotangents)]
+        return torch.stack(rows)[:, None]
+
+    def _squared_gradient(self, cotangent: Tensor, last: bool) -> Tensor:
+        # A power of two, so that small gradients have squares in any precision.
+        exponent = torch.frexp(cotangent.abs().amax()).exponent
+        size = torch.ldexp(torch.ones((), dtype=torch.float64, device=cotangent.device), exponent)
+        unit = torch.ldexp(cotangent, -exponent).to(self.logits)
+        weights = list(self.weights.values())
+        gradients = iter(torch.autograd.grad(self.logits, weights, unit, retain_graph=not last, allow_unused=True))
+        norms = torch.zeros(len(self.call.layers), dtype=torch.float64, device=self.logits.device)
+        for layer, names in enumerate(self.call.layers.values()):
+            used = [g for g in (next(gradients) for _ in names) if g is not None]
+            norms[layer] = size.square() * sum(_square_sum(g) for g in used)
+        return norms
+
+
+def _square_sum(g: Tensor) -> Tensor:
+    """In float64, without a copy of g in it."""
+    return torch.linalg.vector_norm(torch.view_as_real(g) if g.is_complex() else g, dtype=torch.float64).square()
