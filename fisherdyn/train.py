@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .fisher.batches import length_of
 from .fisher.model_state import device_of
+from .labels import TRUE_LABELS
 from .layers import LayerChoice, resolve_layers
-from .likelihoods import TRUE_LABELS
 from .loop.execution import Execution
 from .loop.feed import Feed
 from .loop.journal import Journal, Metric
