@@ -100,7 +100,9 @@ def attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in plain.items():
         items = value if isinstance(value, list | tuple | np.ndarray) else [value]
         if not all(isinstance(item, str | int | float | np.number) for item in items):
-            raise ValueError(f"expected attributes that are texts, numbers or lists of them, got {key}={value!r}: use str()")
+            raise ValueError(
+                f"expected attributes that are texts, numbers or lists of them, got {key}={value!r}: use str()"
+            )
     return plain
 
 

@@ -85,7 +85,7 @@ class RecordBuffer:
         if self._resumed_attrs is None:
             return
         then, now = self._resumed_attrs, {**record.provenance(), **self.attrs}
-        if differing := [key for key, value in now.items() if not np.array_equal(then.get(key), value)]:
+        if differing := [key for key, value in now.items() if key not in then or not np.array_equal(then[key], value)]:
             changes = "; ".join(f"{key}: {then.get(key)!r} then, {now[key]!r} now" for key in differing)
             raise ValueError(
                 f"the record to resume was made otherwise ({changes}): repeat it as it was, or begin a new one with path= "

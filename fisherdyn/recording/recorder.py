@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -319,8 +319,9 @@ class Recorder:
         for name, loader in self._loaders.items():
             # The same label noise for every loader and at every step, apart in every process; a user's generator draws on.
             generator = self._generator or torch.Generator().manual_seed(self._seed or 0)
-            part = {name: shard(loader, self._options.get("num_batches"))}
-            traces |= probing.measure(self.model, part, **{**options, "generator": rank_generator(generator)})
+            options["generator"] = rank_generator(generator)
+            part = {name: shard(loader, options.get("num_batches"))}
+            traces |= probing.measure(self.model, part, **options)
         self._uncompared -= {layer for trace in traces.values() for layer in trace.compared}
         return traces
 
