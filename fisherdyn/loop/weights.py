@@ -28,9 +28,8 @@ class TrainedWeights:
             ValueError: tensors of other names or shapes; the model is then as it was.
         """
         was, now = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (state, self._tensors))
-        differing = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-        if differing:
-            name = differing[0]
-            raise ValueError(f"weight {name} of shape {was.get(name)}, not {now.get(name)}")
+        if differing := sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name)):
+            shapes = [f"weight {name} of shape {was.get(name)}, not {now.get(name)}" for name in differing[:6]]
+            raise ValueError("; ".join(shapes))
         for name, tensor in state.items():
             self._tensors[name].copy_(tensor)
