@@ -583,7 +583,7 @@ def test_nothing_open_is_said(model, data):
 @pytest.mark.parametrize("authors", [False, True])
 @pytest.mark.parametrize("name", [name for name in TABLE if name != "fun"])
 def test_the_table(model, data, name, authors):
-    """The record of a run has what `Unfreezing` promises: open from that step's record on, at the paper's steps and the authors'."""
+    """The record has what `Unfreezing` promises: open from that step's record on, at the paper's steps and the authors'."""
     policy, *opened = TABLE[name]
     opened = opened[authors]
     interval = authors_steps(policy, 10, 4) if authors else 10
