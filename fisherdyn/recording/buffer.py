@@ -138,7 +138,8 @@ class RecordBuffer:
             raise ValueError("nothing is recorded yet: the first record is taken at the first update")
         by_loader = ("step", "loader", "layer") if self.loaders else ("step", "layer")
         dims = {**dict.fromkeys(BY_LAYER, ("step", "layer")), **dict.fromkeys(BY_LOADER, by_loader)}
-        columns = {name: self._column(name) for row in self.rows for name in row if name != "step"}
+        names = dict.fromkeys(name for row in self.rows for name in row if name != "step")
+        columns = {name: self._column(name) for name in names}
         variables: dict[str, tuple[tuple[str, ...], Any]] = {
             name: (dims.get(name, ("step",)), column) for name, column in columns.items()
         }

@@ -2,7 +2,7 @@
 
 A save is written beside its place and renamed, which is atomic: whoever opens the file at any moment, or after the process
 was killed, finds all records up to the last save. (A machine that loses power may lose more: nothing is forced to the disk.)
-Whole saves cost more as the record grows, 50 ms at 1,000 records of 14 layers; one trace costs as much or more.
+A save takes about 20 ms, and 30 ms once there are 1,000 records of 14 layers.
 """
 
 from __future__ import annotations
