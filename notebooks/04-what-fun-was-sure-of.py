@@ -30,6 +30,7 @@ from IPython.display import Markdown
 
 from fisherdyn import analysis, fit, plots, policies, tasks
 from fisherdyn.selection import choose
+from fisherdyn.settings import Evaluation, Measurement, Optimization
 from fisherdyn.sweep import report
 from paper_figures import figures
 

@@ -35,6 +35,7 @@ from torch import nn
 
 import fisherdyn
 from fisherdyn import analysis, plots, policies
+from fisherdyn.settings import Evaluation, Measurement, Optimization
 
 QUICK = "FISHERDYN_QUICK" in os.environ  # tests run this on small inputs
 IMAGES, TESTS, SEEDS = (640, 40, (0,)) if QUICK else (8000, 500, (0, 1, 2))
