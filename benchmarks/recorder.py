@@ -1,6 +1,6 @@
 """python -m benchmarks.recorder: which share of a training run recording takes, next to what its traces alone cost.
 
-Adapters are trained on the embedded world as a study trains them (12 layers, batches of 32) and recorded into a store on
+Adapters are trained on the embedded world as a study trains them (12 layers, batches of 32) and recorded into a file on
 disk, with tr(F) from 1, 10 and 40 batches of training's size. Every other step is recorded; the share at one record in 100
 steps follows from the median record and the median step in between, which has the recorder's hooks too. At every record
 `fisher_trace` alone is timed as well, on the same state and batches, before the recorder and after it in turns. The first
@@ -48,7 +48,7 @@ def run(count: int, records: int, folder: Path) -> dict[str, list[float]]:
     model = task.build_model(seed=0)
     probe = list(islice(batches_for_ever(task.train_loader(seed=1)), count))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
-    recorder = Recorder(model, probe, every=2, path=folder / str(count))
+    recorder = Recorder(model, probe, every=2, path=folder / f"{count}.nc")
     before: list[float] = []
     after: list[float] = []
     # Hooks run in the order in which they are registered: the recorder's lie between start and stop.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import accessor as _accessor  # registers ds.fisher
 
 if TYPE_CHECKING:
-    from . import analysis, integrations, layers, plots, policies, schedule, tasks
+    from . import analysis, integrations, layers, plots, policies, schedule, settings, tasks
     from .fisher.trace import FisherTrace, fisher_trace
     from .fisher.verify import Verification, verify
     from .probing import probe
@@ -28,7 +28,7 @@ _HOME = {
     "fit": ".train",
     "Unfreezing": ".schedule",
 }
-_ROOMS = ("analysis", "integrations", "layers", "plots", "policies", "schedule", "tasks")
+_ROOMS = ("analysis", "integrations", "layers", "plots", "policies", "schedule", "settings", "tasks")
 
 __all__ = [*_HOME, *_ROOMS]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .labels import LABELS
-from .validation import whole
+from .validation import Count, check
 
 Scores = Mapping[str, tuple[float, float]]
 """Layer -> (tr(F), standard error)."""
@@ -68,14 +68,12 @@ class Policy:
         start: all layers -> those open at step 0.
         select: SELECT of Algorithm 1: what there is now -> layers to open; asked while a layer is frozen.
         scoring: how the scores that SELECT looks at are had; None: it looks at none.
-        reopens_top: whether the authors' code spends SELECT's first turn on the top layer, which is open already.
     """
 
     name: str
     start: Callable[[tuple[str, ...]], tuple[str, ...]]
     select: Callable[[SelectionContext], tuple[str, ...]]
     scoring: Scoring | None = None
-    reopens_top: bool = False
 
 
 def _top(layers: tuple[str, ...]) -> tuple[str, ...]:
@@ -89,7 +87,7 @@ def all_at_once() -> Policy:
 
 def top_down() -> Policy:
     """Gradual unfreezing, GU (Howard & Ruder 2018): the highest frozen layer."""
-    return Policy("top_down", _top, lambda context: context.frozen[-1:], reopens_top=True)
+    return Policy("top_down", _top, lambda context: context.frozen[-1:])
 
 
 def bottom_up() -> Policy:
@@ -184,7 +182,7 @@ def fun(
     def select(context: SelectionContext) -> tuple[str, ...]:
         return (max(reversed(context.frozen), key=lambda layer: context.scores[layer][0]),)
 
-    read = whole("batches", batches) if batches is not None else (41 if method == "authors" else 40)
+    read = check("batches", batches, Count) if batches is not None else (41 if method == "authors" else 40)
     return Policy("fun", _top, select, Scoring(labels, method, read, error_rate))
 
 

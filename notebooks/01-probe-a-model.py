@@ -136,7 +136,7 @@ def train(record_to=None):
 
 
 folder = Path(tempfile.mkdtemp())
-trained, recorder = train(folder / "run.zarr")
+trained, recorder = train(folder / "run.nc")
 recorder.dataset
 
 # %% [markdown]
@@ -144,9 +144,9 @@ recorder.dataset
 # would be there, and `Recorder(..., resume=path)` would go on from it.
 
 # %%
-with xr.open_zarr(folder / "run.zarr") as opened:
+with xr.open_dataset(folder / "run.nc") as opened:
     run = opened.load()
-print("the store is the record:", run.identical(recorder.dataset))
+print("the file is the record:", run.identical(recorder.dataset))
 
 # %% [markdown]
 # And it was no other run for being watched: without the recorder the weights come out the same, bit for bit.

@@ -30,6 +30,7 @@ from IPython.display import Markdown
 
 from fisherdyn import analysis, fit, plots, policies, tasks
 from fisherdyn.selection import choose
+from fisherdyn.settings import Evaluation, Measurement, Optimization
 from fisherdyn.sweep import report
 from paper_figures import figures
 
@@ -69,15 +70,10 @@ def train(method, seed):
         loader,
         policy=policies.NAMED[method](),
         interval=K,
-        steps=STEPS,
-        lr=8e-3,
+        optimization=Optimization(steps=STEPS, lr=8e-3),
+        measurement=Measurement(loader=task.probe_loader(), every=K, selection_loader=loader),
+        evaluation=Evaluation(source=task.evaluate_source(), targets=task.evaluate(), every=STEPS // 4),
         layers=task.layers(model),
-        probe_loader=task.probe_loader(),
-        selection_loader=loader,
-        evaluate_source=task.evaluate_source(),
-        evaluate=task.evaluate(),
-        record_every=K,
-        evaluate_every=STEPS // 4,
         seed=seed,
     ).assign_coords(schedule=method, seed=seed)
 
@@ -219,8 +215,15 @@ def ask_again(openings):
     model = task.build_model(seed=300)
     loader, layers = task.train_loader(300), task.layers(model)
     policy = policies.top_down()
-    fit(model, loader, policy=policy, interval=K, steps=K * (openings + 1), lr=8e-3, layers=layers,
-        probe_loader=task.probe_loader(), record_every=STEPS)  # fmt: skip
+    fit(
+        model,
+        loader,
+        policy=policy,
+        interval=K,
+        optimization=Optimization(steps=K * (openings + 1), lr=8e-3),
+        measurement=Measurement(loader=task.probe_loader(), every=STEPS),
+        layers=layers,
+    )
     frozen = {layer: names for layer, names in layers.items() if int(layer) < 11 - openings}
     sampling = policies.fun().scoring
     asked = [

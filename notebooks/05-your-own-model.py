@@ -35,6 +35,7 @@ from torch import nn
 
 import fisherdyn
 from fisherdyn import analysis, plots, policies
+from fisherdyn.settings import Evaluation, Measurement, Optimization
 
 QUICK = "FISHERDYN_QUICK" in os.environ  # tests run this on small inputs
 IMAGES, TESTS, SEEDS = (640, 40, (0,)) if QUICK else (8000, 500, (0, 1, 2))
@@ -356,13 +357,9 @@ if MINILM:
             data,
             policy=methods[method],
             interval=K,
-            steps=STEPS,
-            lr=3e-3,
-            probe_loader=probes,
-            selection_loader=data,
-            evaluate_source=metric(list(batches(sentences(N, seed=4), 50))),
-            evaluate=targets,
-            record_every=STEPS // PARTS,
+            optimization=Optimization(steps=STEPS, lr=3e-3),
+            measurement=Measurement(loader=probes, every=STEPS // PARTS, selection_loader=data),
+            evaluation=Evaluation(source=metric(list(batches(sentences(N, seed=4), 50))), targets=targets),
             seed=seed,
         ).assign_coords(schedule=method, seed=seed)
 

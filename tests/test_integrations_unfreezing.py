@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from fisherdyn import fit, policies, tasks
 from fisherdyn.layers import adapter_layers
-from fisherdyn.schedule import Unfreezing
+from fisherdyn.schedule import Unfreezing, authors_steps
+from fisherdyn.settings import Measurement, Optimization
 
 adapters = pytest.importorskip("adapters")
 L = pytest.importorskip("lightning.pytorch")
@@ -107,7 +108,7 @@ def test_adapter_trainer(task, data, tmp_path, name):
 
 def test_fun_leaves_the_order_of_the_data_alone(task, data, tmp_path):
     """FUN under a Trainer takes the choices that the measured scores call for, and then trains as that permutation does."""
-    callback = UnfreezingCallback(policies.fun(batches=12), K, timing="authors")
+    callback = UnfreezingCallback(policies.fun(batches=12), authors_steps("fun", K, len(ALL)))
     model = task.build_model(0)
     runs, _ = trainer(model, data, callback, tmp_path)
     runs.train()
@@ -116,7 +117,7 @@ def test_fun_leaves_the_order_of_the_data_alone(task, data, tmp_path):
     assert chosen == [max(s.scores, key=lambda layer: s.scores[layer][0]) for s in callback.unfreezing.selections]
     rest = [layer for layer in ALL[:-1] if layer not in chosen]
     twin = task.build_model(0)
-    other = UnfreezingCallback(policies.permutation([*chosen, *rest]), K, timing="authors")
+    other = UnfreezingCallback(policies.permutation([*chosen, *rest]), authors_steps("fun", K, len(ALL)))
     trainer(twin, data, other, tmp_path)[0].train()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
@@ -269,6 +270,15 @@ def sentences():
     return [{"input_ids": x, "labels": x.sum(dim=1) % 2} for x in ids]
 
 
+def briefly(loader):
+    """Six updates, a layer every two."""
+    return {
+        "interval": 2,
+        "optimization": Optimization(steps=6, lr=1e-2),
+        "measurement": Measurement(loader=loader, every=6),
+    }
+
+
 def test_lora():
     """peft: one layer a block, and only what LoRA and the classifier have moves."""
     peft = pytest.importorskip("peft")
@@ -276,8 +286,7 @@ def test_lora():
     model = peft.get_peft_model(bert(), lora)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     loader, layers = sentences(), r"layer\.(\d+)\..*lora_"
-    options = {"interval": 2, "steps": 6, "lr": 1e-2, "probe_loader": loader, "layers": layers, "record_every": 6}
-    ds = fit(model, loader, policy=policies.fun(), **options)
+    ds = fit(model, loader, policy=policies.fun(), layers=layers, **briefly(loader))
     assert sorted(ds["selected"].values.tolist()) == [0, 2, 4]
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert any("lora_" in name for name in moved)
@@ -292,8 +301,7 @@ def test_plain_encoder_layers(policy, selected):
     """Full fine-tuning, as in the original GU and LPFT; what is in no block is frozen or open, as the user left it."""
     model, loader = bert(), sentences()
     model.bert.embeddings.requires_grad_(False)
-    options = {"interval": 2, "steps": 6, "lr": 1e-2, "probe_loader": loader, "record_every": 6}
-    ds = fit(model, loader, policy=policy, layers=r"layer\.(\d+)\.", **options)
+    ds = fit(model, loader, policy=policy, layers=r"layer\.(\d+)\.", **briefly(loader))
     found = ds["selected"].values.tolist()
     assert found == (selected or [*found[:2], 0])
     assert selected or sorted(found) == [0, 2, 4]

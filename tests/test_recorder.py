@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 from zoo import specimen
 
 import fisherdyn
-from fisherdyn import Recorder, fisher_trace
+from fisherdyn import Recorder, fisher_trace, probing
 from fisherdyn.fisher import distributed
 from fisherdyn.layers import resolve_layers
 
@@ -126,6 +126,110 @@ def test_what_is_logged_is_the_mean_since_the_last_record(model, optimizer):
     assert ds["accuracy"].values == pytest.approx([np.nan, np.nan, 0.5, np.nan], nan_ok=True)
     assert ds["accuracy"].attrs == {"long_name": "accuracy, mean since the last record", "units": "as logged"}
     assert ds["train_loss"].attrs["units"] == "nat"
+
+
+class Wrapping(torch.optim.SGD):
+    """An optimizer of one's own, whose step() calls torch's: torch runs the hooks for both calls."""
+
+    fails = False
+
+    def step(self, closure=None):
+        if self.fails:
+            raise ZeroDivisionError
+        return super().step(closure)
+
+
+def test_nested_steps_of_an_optimizer_are_one_update(model):
+    torch.optim.SGD([torch.zeros(1)], lr=0.1)  # from here on, torch's own step runs hooks too
+    optimizer = Wrapping(model.parameters(), lr=0.1)
+    with Recorder(model, batches(), every=1).attach(optimizer) as recorder:
+        for _ in range(3):
+            update(model, optimizer)
+    assert recorder.dataset["step"].values.tolist() == [0, 1, 2, 3]
+    assert (recorder.dataset["update_norm"][:3] > 0).all()
+
+
+def test_a_step_that_fails_is_no_update(model):
+    optimizer = Wrapping(model.parameters(), lr=0.1)
+    with Recorder(model, batches(), every=1).attach(optimizer) as recorder:
+        update(model, optimizer)
+        optimizer.fails = True
+        with pytest.raises(ZeroDivisionError):
+            update(model, optimizer)
+        optimizer.fails = False
+        update(model, optimizer)
+    assert recorder.dataset["step"].values.tolist() == [0, 1, 2]
+
+
+def test_a_generator_draws_on_from_record_to_record(model):
+    def traces(**options):
+        recorder = Recorder(model, batches(), every=1, labels="mc", **options)
+        for _ in range(3):
+            recorder.step()  # of a model that does not change
+        return recorder.dataset["fisher_trace"].values
+
+    fixed, drawn = traces(seed=3), traces(generator=torch.Generator().manual_seed(3))
+    assert (fixed == fixed[0]).all()
+    assert len(np.unique(drawn[:, 0])) == 3
+    assert drawn[0].tolist() == fixed[0].tolist()
+    with pytest.raises(ValueError, match=r"expected seed= .* or generator= .*got both"):
+        traces(seed=3, generator=torch.Generator())
+
+
+def test_the_estimator_is_checked_at_the_1st_2nd_4th_8th_record(model, monkeypatch):
+    checks, measure = [], probing.measure
+    monkeypatch.setattr(
+        probing, "measure", lambda *a, **options: checks.append(options["check"]) or measure(*a, **options)
+    )
+    recorder = Recorder(model, batches(), every=1)
+    for _ in range(9):
+        recorder.step()
+    assert checks == ["first", "first", "never", "first", *["never"] * 3, "first", "never"]
+
+
+def test_layers_that_could_not_be_compared_are_checked_at_every_record(model, monkeypatch):
+    checks, measure = [], probing.measure
+    monkeypatch.setattr(
+        probing, "measure", lambda *a, **options: checks.append(options["check"]) or measure(*a, **options)
+    )
+    with torch.no_grad():
+        model[2].weight.zero_()  # nothing reaches the layer below
+    recorder = Recorder(model, batches(), every=1)
+    for _ in range(6):
+        recorder.step()
+    assert checks == ["first"] * 6
+    recorder = Recorder(model, batches(), every=1, check="never")
+    recorder.step()
+    assert checks[6:] == ["never"]
+
+
+def test_a_recorder_goes_on_from_its_state(tmp_path):
+    """As in fit's checkpoints: through a file, records, position, logged numbers and label noise."""
+
+    def train(model, optimizer, recorder, steps):
+        for step in steps:
+            recorder.log(train_loss=update(model, optimizer), accuracy=step / 10)
+
+    def made():
+        model = children.model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        recorder = Recorder(model, batches(), every=3, labels="mc", generator=torch.Generator().manual_seed(1))
+        return model, optimizer, recorder.attach(optimizer)
+
+    model, optimizer, whole = made()
+    train(model, optimizer, whole, range(5))
+    torch.save((model.state_dict(), whole.state_dict()), tmp_path / "state.pt")
+    train(model, optimizer, whole, range(5, 8))
+    again, optimizer, resumed = made()
+    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
+    again.load_state_dict(weights)
+    resumed.load_state_dict(state)
+    train(again, optimizer, resumed, range(5, 8))
+    whole.close(), resumed.close()
+    xr.testing.assert_identical(resumed.dataset, whole.dataset)
+    assert {name: v.dtype for name, v in resumed.dataset.items()} == {
+        name: v.dtype for name, v in whole.dataset.items()
+    }
 
 
 @pytest.mark.parametrize("name", ["fisher_trace", "layer", "step"])
@@ -292,7 +396,7 @@ def by_processes(tmp_path_factory) -> dict[int, list[xr.Dataset]]:
     def together(world: int) -> list[xr.Dataset]:
         port = children.free_port()
         pipes = [context.Pipe(duplex=False) for _ in range(world)]
-        paths = [tmp_path_factory.mktemp("ranks") / str(rank) for rank in range(world)]
+        paths = [tmp_path_factory.mktemp("ranks") / f"{rank}.nc" for rank in range(world)]
         processes = [
             context.Process(target=children.record_together, args=(rank, world, port, paths[rank], send))
             for rank, (_, send) in enumerate(pipes)
@@ -304,7 +408,7 @@ def by_processes(tmp_path_factory) -> dict[int, list[xr.Dataset]]:
         for process in processes:
             process.join()
         assert [path.exists() for path in paths] == [True] + [False] * (world - 1)
-        with xr.open_zarr(paths[0]) as ds:
+        with xr.open_dataset(paths[0]) as ds:
             xr.testing.assert_identical(ds.load(), found[0])
         return found
 
@@ -415,12 +519,15 @@ def in_use(data):
 @pytest.mark.parametrize(
     ("misuse", "message"),
     [
-        (lambda m, o: Recorder(m, batches(), every=0), "every of at least 1 step, got 0"),
-        (lambda m, o: Recorder(m, batches(), every=2.5), "every of at least 1 step, got 2.5"),
-        (lambda m, o: Recorder(m, batches(), every=True), "every of at least 1 step, got True"),
+        (lambda m, o: Recorder(m, batches(), every=0), "every as a whole number of at least 1, got 0"),
+        (lambda m, o: Recorder(m, batches(), every=2.5), "every as a whole number of at least 1, got 2.5"),
+        (lambda m, o: Recorder(m, batches(), every=True), "every as a whole number of at least 1, got True"),
         (lambda m, o: Recorder(m, batches(), every=5, steps=[1]), "every= or steps=, got both"),
         (lambda m, o: Recorder(m, batches(), steps=[]), "at least one step to record"),
-        (lambda m, o: Recorder(m, batches(), steps=[0, -1]), "whole numbers of at least 0, got -1"),
+        (
+            lambda m, o: Recorder(m, batches(), steps=[0, -1]),
+            "a step to record as a whole number of at least 0, got -1",
+        ),
         (lambda m, o: Recorder(nn.DataParallel(m), batches()), "pass the model inside, model.module"),
         (
             lambda m, o: Recorder(m, iter(batches())),
@@ -440,19 +547,19 @@ def in_use(data):
         (lambda m, o: Recorder(m, batches(), empirical=True, method="vmap"), 'needs method="hooks"'),
         (lambda m, o: Recorder(m, batches(), empirical=True).step(), "must know when they begin: attach"),
         (lambda m, o: Recorder(m, batches()).attach(o).attach(o), "attached already: detach"),
-        (lambda m, o: Recorder(m, batches()).attach(o).step(), "leave out rec.step"),
+        (lambda m, o: Recorder(m, batches()).attach(o).step(), "leave out recorder.step"),
         (lambda m, o: Recorder(m, batches()).attach(m), "expected a torch optimizer, got Sequential"),
         (
             lambda m, o: Recorder(m, batches()).attach(torch.optim.SGD(children.model().parameters())),
             "holds no parameter of the layers",
         ),
         (lambda m, o: Recorder(m, batches()).dataset, "nothing is recorded yet"),
-        (lambda m, o: Recorder(m, batches()).close(), r"nothing was attached.*attach\(optimizer\).*rec\.step\(\)"),
+        (lambda m, o: Recorder(m, batches()).close(), r"nothing was attached.*attach\(optimizer\).*recorder\.step\(\)"),
         (
             lambda m, o: Recorder(m, batches(), path="a", resume=True),
-            "expected resume= to be the path of a store, got True",
+            "expected resume= to be the path of a file, got True",
         ),
-        (lambda m, o: Recorder(m, batches(), path=3), "expected path= to be the path of a store, got 3"),
+        (lambda m, o: Recorder(m, batches(), path=3), "expected path= to be the path of a file, got 3"),
     ],
 )
 def test_misuse_is_told_what_to_do(model, optimizer, misuse, message):
@@ -461,7 +568,7 @@ def test_misuse_is_told_what_to_do(model, optimizer, misuse, message):
 
 
 def test_a_recorder_that_nothing_was_attached_to_records_nothing(model, optimizer, tmp_path):
-    recorder = Recorder(model, batches(), every=2, path=tmp_path / "run")
+    recorder = Recorder(model, batches(), every=2, path=tmp_path / "run.nc")
 
     def forgotten() -> None:
         with recorder:
@@ -470,7 +577,7 @@ def test_a_recorder_that_nothing_was_attached_to_records_nothing(model, optimize
 
     with pytest.raises(ValueError, match="nothing was attached"):
         forgotten()
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run.nc").exists()
     with pytest.raises(ValueError, match="nothing is recorded yet"):
         _ = recorder.dataset
 
@@ -524,12 +631,12 @@ def test_an_error_in_training_keeps_what_was_recorded_and_takes_off_the_hooks(mo
     assert recorder.dataset["step"].values.tolist() == [0, 2, 4]
 
 
-def test_a_finished_store_is_opened_to_be_read(tmp_path):
+def test_a_finished_file_is_opened_to_be_read(tmp_path):
     """Nothing is attached, and nothing is to be recorded."""
     model = children.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(model, batches(), every=1, path=tmp_path / "run.zarr").attach(optimizer) as recorder:
+    with Recorder(model, batches(), every=1, path=tmp_path / "run.nc").attach(optimizer) as recorder:
         model(batches()[0]).sum().backward()
         optimizer.step()
-    with Recorder(model, batches(), every=1, resume=tmp_path / "run.zarr") as again:
+    with Recorder(model, batches(), every=1, resume=tmp_path / "run.nc") as again:
         assert again.dataset["step"].values.tolist() == recorder.dataset["step"].values.tolist() == [0, 1]

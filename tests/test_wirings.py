@@ -16,6 +16,7 @@ from zoo import SMALL, tokens
 from fisherdyn import fisher_trace, fit, policies
 from fisherdyn.fisher import batches, check
 from fisherdyn.likelihoods import Categorical
+from fisherdyn.settings import Measurement, Optimization
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # checkpointing, under no_grad
@@ -144,9 +145,10 @@ def test_a_gate_that_training_opens_is_found_in_fit():
 
     data = [{"x": torch.randn(8, 6), "labels": torch.randint(3, (8,))} for _ in range(3)]
     layers = {name: (f"{name}.weight",) for name in ("body", "head")}
-    how = {"policy": policies.all_at_once(), "layers": layers, "interval": 1, "steps": 40, "lr": 5e-2}
+    how = {"policy": policies.all_at_once(), "layers": layers, "interval": 1}
+    how |= {"optimization": Optimization(steps=40, lr=5e-2), "measurement": Measurement(loader=data, every=1)}
     with pytest.raises(ValueError, match=APART):
-        fit(Trained(), data, probe_loader=data, record_every=1, **how)
+        fit(Trained(), data, **how)
 
 
 class Adapter(nn.Module):
