@@ -69,7 +69,7 @@ def _methods(ds: xr.Dataset) -> xr.Dataset:
     baseline = full[0] if full else STANDARD
     if baseline not in names or len(names) < 2:
         raise ValueError(f"no standard training beside another of the paper's methods, only {', '.join(schedules(ds))}")
-    return analysis.compare(_only(analysis.results(ds), names)["transfer"], baseline)
+    return analysis.compare(analysis.by_schedule(_only(analysis.results(ds), names)["transfer"]), baseline)
 
 
 def fig3(ds: xr.Dataset) -> Figure:
@@ -208,7 +208,7 @@ def forest(ds: xr.Dataset) -> Figure:
     if STANDARD not in schedules(ds) or len(schedules(ds)) < 2:
         raise ValueError(f"no standard training beside other schedules, only {', '.join(schedules(ds))}")
     with matplotlib.rc_context(plots.STYLE):
-        compared = analysis.compare(analysis.transfer(ds))
+        compared = analysis.compare(analysis.by_schedule(analysis.transfer(ds)))
         figure = Figure(figsize=(plots.ACL_COLUMN, 0.75 + 0.17 * compared.sizes["schedule"]), layout="constrained")
         plots.forest(figure.subplots(), compared)
         return figure
