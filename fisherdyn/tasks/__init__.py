@@ -17,16 +17,16 @@ Loader = Iterable[dict[str, Tensor]]
 
 
 class Task(Protocol):
-    """What a study needs to know of a task; everything random in it comes from a seed."""
+    """What a study needs from a task. Everything random in it comes from a seed."""
 
     name: str
     source: str
     targets: tuple[str, ...]
     """In the order of evaluation."""
     skipped: Mapping[str, str]
-    """Targets that are left out, and why: they are in no dimension of the record, so that nothing in it is NaN."""
+    """Targets that are left out -> the reason. They are not in the record, so that nothing there is NaN."""
     distances: Mapping[str, float]
-    """Target -> its distance from the source, where that is known."""
+    """Target -> its distance from the source; empty where distances are not known."""
 
     def check(self) -> None: ...
     def build_model(self, seed: int) -> nn.Module: ...
@@ -44,7 +44,7 @@ class _Entry:
 
 
 REGISTRY = {
-    "world": _Entry(".world.task", "InferenceTask"),
+    "world": _Entry(".world.inference", "InferenceTask"),
     "world-choice": _Entry(".world.choice", "ChoiceTask"),
     "world-span": _Entry(".world.span", "SpanTask"),
     "xnli": _Entry(".text.classify", "XNLI"),
@@ -55,25 +55,25 @@ REGISTRY = {
 
 
 def options(name: str) -> tuple[str, ...]:
-    """What a task may be told.
+    """The names of a task's options.
 
     Raises:
-        ValueError, ImportError: as `load`.
+        ValueError, ImportError: as in `load`.
     """
     return tuple(signature(_factory(name)).parameters)
 
 
-def load(name: str, **given: Any) -> Task:
-    """A task by its name.
+def load(name: str, **settings: Any) -> Task:
+    """Makes a task from its name and its options.
 
     Raises:
-        ValueError: there is no such task or option; the message lists those there are.
+        ValueError: there is no such task or option; the message lists those that exist.
         ImportError: the packages that tasks need are not installed.
     """
     known = options(name)
-    if unknown := [option for option in given if option not in known]:
+    if unknown := [option for option in settings if option not in known]:
         raise ValueError(f"task {name!r} has no option {', '.join(unknown)}: it has {', '.join(known)}")
-    return _factory(name)(**given)
+    return _factory(name)(**settings)
 
 
 def _factory(name: str) -> Callable[..., Task]:
