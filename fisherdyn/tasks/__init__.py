@@ -55,25 +55,25 @@ REGISTRY = {
 
 
 def options(name: str) -> tuple[str, ...]:
-    """The names of a task's options.
+    """What a task may be told.
 
     Raises:
-        ValueError, ImportError: as in `load`.
+        ValueError, ImportError: as `load`.
     """
     return tuple(signature(_factory(name)).parameters)
 
 
-def load(name: str, **settings: Any) -> Task:
-    """Makes a task from its name and its options.
+def load(name: str, **given: Any) -> Task:
+    """A task by its name.
 
     Raises:
-        ValueError: there is no such task or option; the message lists those that exist.
+        ValueError: there is no such task or option; the message lists those there are.
         ImportError: the packages that tasks need are not installed.
     """
     known = options(name)
-    if unknown := [option for option in settings if option not in known]:
+    if unknown := [option for option in given if option not in known]:
         raise ValueError(f"task {name!r} has no option {', '.join(unknown)}: it has {', '.join(known)}")
-    return _factory(name)(**settings)
+    return _factory(name)(**given)
 
 
 def _factory(name: str) -> Callable[..., Task]:
