@@ -1,4 +1,4 @@
-"""The paper's tables as Markdown and LaTeX, with what a sweep gives beside them."""
+"""The paper's tables as Markdown and LaTeX, with a sweep's results below them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ COMPARED = {
 
 @dataclass(frozen=True)
 class Block:
-    """Rows under one header; the best and second-best of the last column may be marked."""
+    """Rows under one header.
+
+    Attributes:
+        rank: whether the best and second-best values of the last column are marked.
+    """
 
     header: list[str]
     rows: list[list[str]]
@@ -36,7 +40,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables: blocks under each other, and what is odd about it."""
+    """One of the paper's tables: blocks below one another, and notes on its oddities."""
 
     title: str
     blocks: list[Block] = field(default_factory=list)
@@ -44,18 +48,18 @@ class Table:
 
 
 def build(number: int, ds: xr.Dataset | None = None) -> Table:
-    """Table `number` of the paper, with a sweep's methods below it if one is given.
+    """Table `number` of the paper, with the methods of a sweep, if one is given, below it.
 
     Raises:
-        ValueError: the sweep has not the methods that the table compares, or several numbers of training examples where the
-            table has one (or one where it has several).
+        ValueError: the sweep lacks the methods that the table compares, or has several numbers of training examples where
+            the table has one (or one where it has several).
     """
-    found = published.table("languages" if number == 6 else f"table{number}")
+    printed = published.table("languages" if number == 6 else f"table{number}")
     blocks = _BLOCKS[number]
     if ds is None:
-        return Table(TITLES[number], blocks(found), _notes(found))
+        return Table(TITLES[number], blocks(printed), _notes(printed))
     ours = (_ours_by_size if blocks is _by_size else _ours)(ds, COMPARED[number])
-    return Table(TITLES[number], [*blocks(found), ours], _notes(found))
+    return Table(TITLES[number], [*blocks(printed), ours], _notes(printed))
 
 
 TITLES = {
@@ -78,7 +82,7 @@ TITLES = {
 
 
 def _cell(rows: pd.DataFrame) -> str:
-    """A value and its ±, or F1 / EM with theirs."""
+    """A value with its ±, or F1 / EM with theirs."""
     if rows.empty:
         return "-"
     order = [metric for metric in ("F1", "EM", "accuracy") if metric in set(rows["metric"])]
@@ -103,52 +107,54 @@ def _units(rows: pd.DataFrame) -> str:
     return f"{' / '.join(metrics)}, %"
 
 
-def _by_language(found: pd.DataFrame) -> list[Block]:
+def _by_language(printed: pd.DataFrame) -> list[Block]:
     blocks = []
-    for dataset, part in found.groupby("dataset", sort=False):
+    for dataset, part in printed.groupby("dataset", sort=False):
         languages = list(dict.fromkeys(part["language"]))
         header = [f"{dataset} ({_units(part)})", *(code.capitalize() for code in languages)]
-        rows = [[name, *(_cell(one[one["language"] == code]) for code in languages)] for name, one in _rows(part)]
+        rows = [[name, *(_cell(cells[cells["language"] == code]) for code in languages)] for name, cells in _rows(part)]
         blocks.append(Block(header, rows))
     return blocks
 
 
-def _by_size(found: pd.DataFrame) -> list[Block]:
+def _by_size(printed: pd.DataFrame) -> list[Block]:
     blocks = []
-    for dataset, part in found.groupby("dataset", sort=False):
-        of = list(dict.fromkeys(part["train_examples"]))
-        header = [f"{dataset} ({_units(part)})", *(f"{int(size) // 1000}K" for size in of)]
-        rows = [[name, *(_cell(one[one["train_examples"] == size]) for size in of)] for name, one in _rows(part)]
+    for dataset, part in printed.groupby("dataset", sort=False):
+        examples = list(dict.fromkeys(part["train_examples"]))
+        header = [f"{dataset} ({_units(part)})", *(f"{int(size) // 1000}K" for size in examples)]
+        rows = [
+            [name, *(_cell(cells[cells["train_examples"] == size]) for size in examples)] for name, cells in _rows(part)
+        ]
         blocks.append(Block(header, rows))
     return blocks
 
 
-def _by_lowest(found: pd.DataFrame) -> list[Block]:
+def _by_lowest(printed: pd.DataFrame) -> list[Block]:
     blocks = []
-    for (dataset, model), part in found.groupby(["dataset", "model"], sort=False):
+    for (dataset, model), part in printed.groupby(["dataset", "model"], sort=False):
         (low,) = set(part["language"]) - {"en", "average"}
         header = [f"{dataset}, {model} ({_units(part)})", "En", f"Lowest ({low.capitalize()})", "Average"]
         rows = [
-            [name, *(_cell(one[one["language"] == code]) for code in ("en", low, "average"))]
-            for name, one in _rows(part)
+            [name, *(_cell(cells[cells["language"] == code]) for code in ("en", low, "average"))]
+            for name, cells in _rows(part)
         ]
         blocks.append(Block(header, rows, rank=True))
     return blocks
 
 
-def _full(found: pd.DataFrame) -> list[Block]:
+def _full(printed: pd.DataFrame) -> list[Block]:
     header = ["Model", *(f"{dataset} ({published.METRIC[dataset]}, %)" for dataset in published.DATASETS)]
     rows = [
         [model, *(_cell(part[part["dataset"] == dataset]) for dataset in published.DATASETS)]
-        for model, part in found.groupby("model", sort=False)
+        for model, part in printed.groupby("model", sort=False)
     ]
     return [Block(header, rows)]
 
 
-def _plain(found: pd.DataFrame) -> list[Block]:
-    columns = [column for column in found.columns if column not in ("source", "note")]
+def _plain(printed: pd.DataFrame) -> list[Block]:
+    columns = [column for column in printed.columns if column not in ("source", "note")]
     header = [column.replace("_", " ") for column in columns]
-    return [Block(header, [[str(value) or "-" for value in row] for row in found[columns].values.tolist()])]
+    return [Block(header, [[str(value) or "-" for value in row] for row in printed[columns].values.tolist()])]
 
 
 _BLOCKS = {
@@ -223,13 +229,13 @@ def _our_title(ds: xr.Dataset, parts: list[list[xr.DataArray]]) -> str:
     return f"Ours: {ds.attrs.get('task', 'a sweep')} ({metric}, %; ± 95 %, {seeds})"
 
 
-def _notes(found: pd.DataFrame) -> list[str]:
+def _notes(printed: pd.DataFrame) -> list[str]:
     known = published.table("notes").set_index("note")["what"]
-    return [known[name] for name in dict.fromkeys(found["note"]) if name]
+    return [known[name] for name in dict.fromkeys(printed["note"]) if name]
 
 
 def markdown(table: Table) -> str:
-    """With the best average bold and the second-best in italics, where the paper marks them."""
+    """A table in Markdown, with the best average bold and the second-best in italics, where the paper marks them."""
     parts = [f"**{table.title}**"]
     for block in table.blocks:
         marked = _marked(block, "**{}**", "*{}*")
@@ -240,7 +246,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A tabular (packages booktabs and ulem) for each block, the best average bold, the second-best underlined."""
+    """A table in LaTeX (packages booktabs and ulem): a tabular for each block, the best average bold, the second underlined."""
     parts = [f"% {table.title}"]
     for block in table.blocks:
         marked = _marked(block, "\\textbf{{{}}}", "\\uline{{{}}}", escape=_escape)
@@ -265,6 +271,6 @@ def _marked(block: Block, best: str, second: str, escape: Callable[[str], str] =
 
 
 def _escape(text: str) -> str:
-    for plain, said in (("&", "\\&"), ("%", "\\%"), ("_", "\\_"), ("#", "\\#"), ("±", "$\\pm$"), ("≥", "$\\geq$")):
-        text = text.replace(plain, said)
+    for plain, escaped in (("&", "\\&"), ("%", "\\%"), ("_", "\\_"), ("#", "\\#"), ("±", "$\\pm$"), ("≥", "$\\geq$")):
+        text = text.replace(plain, escaped)
     return text
