@@ -246,7 +246,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A table in LaTeX (packages booktabs and ulem): a tabular for each block, the best average bold, the second underlined."""
+    """A table in LaTeX (packages booktabs and ulem): a tabular for each block, with the best two averages marked."""
     parts = [f"% {table.title}"]
     for block in table.blocks:
         marked = _marked(block, "\\textbf{{{}}}", "\\uline{{{}}}", escape=_escape)
