@@ -148,7 +148,7 @@ def fig5(ds: xr.Dataset) -> Figure:
         figure = Figure(figsize=(plots.ACL_PAGE, 2.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         _schedules(left, [_example()], "paper: one run of FUN (footnote 11)")
-        fun = any(_title(one) == "FUN" for one in ours)
+        fun = any(_title(openings) == "FUN" for openings in ours)
         _schedules(right, ours, f"ours: {_task(ds)}" + ("" if fun else " (a sweep without FUN)"))
         right.set_ylabel("")
         return figure
@@ -181,15 +181,15 @@ def _title(selected: xr.DataArray) -> str:
 
 
 def _ordered(ds: xr.Dataset) -> list[xr.DataArray]:
-    """When layers opened: of FUN and random, run by run, and of all fixed orders but GU as one, order by order."""
+    """The openings of FUN and of random, one a run, and of all fixed orders but GU together, one an order."""
     named = {plots.label(name): name for name in schedules(ds)}
-    found = [_only(ds, [named[method]])["selected"] for method in ("FUN", "random") if method in named]
+    selected = [_only(ds, [named[method]])["selected"] for method in ("FUN", "random") if method in named]
     orders = [name for name in schedules(ds) if plots.label(name) not in COMPARED]
     if orders:
-        one_each = [int(np.flatnonzero(ds["schedule"].values == name)[0]) for name in orders]
+        first_runs = [int(np.flatnonzero(ds["schedule"].values == name)[0]) for name in orders]
         pooled = {"schedule": ("run", [f"{len(orders)} fixed orders"] * len(orders)), "seed": ("run", orders)}
-        found.append(ds["selected"].isel(run=one_each).assign_coords(pooled))
-    return found
+        selected.append(ds["selected"].isel(run=first_runs).assign_coords(pooled))
+    return selected
 
 
 def _example() -> xr.DataArray:
@@ -227,16 +227,16 @@ def _only(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
     return ds.isel(run=np.flatnonzero(np.isin(ds["schedule"].values, names)))
 
 
-def _named(ds: xr.Dataset, wanted: str) -> str:
-    """The schedule that the paper calls so.
+def _named(ds: xr.Dataset, label: str) -> str:
+    """The schedule that the paper calls by this label.
 
     Raises:
         ValueError: there is none.
     """
     for name in schedules(ds):
-        if plots.label(name) == wanted:
+        if plots.label(name) == label:
             return name
-    raise ValueError(f"no runs of {wanted}, only of {', '.join(schedules(ds))}")
+    raise ValueError(f"no runs of {label}, only of {', '.join(schedules(ds))}")
 
 
 def _task(ds: xr.Dataset) -> str:

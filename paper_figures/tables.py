@@ -93,13 +93,13 @@ def _number(row: pd.Series) -> str:
     return f"{row['value']:.2f}" + ("" if np.isnan(row["plus_minus"]) else f" ± {row['plus_minus']:.2f}")
 
 
-def _rows(found: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    """Model and method as the paper names them -> its numbers, in the paper's order."""
+def _rows(printed: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    """Yields model and method, as the paper names them, and their numbers, in the paper's order."""
     for model in MODELS:
         for method, suffix in METHODS.items():
-            one = found[(found["model"] == model) & (found["method"] == method)]
-            if not one.empty:
-                yield model + suffix, one
+            cells = printed[(printed["model"] == model) & (printed["method"] == method)]
+            if not cells.empty:
+                yield model + suffix, cells
 
 
 def _units(rows: pd.DataFrame) -> str:
@@ -164,7 +164,7 @@ _BLOCKS = {
 
 
 def _ours(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
-    """A sweep's methods as Table 2 has them: source, the target that is lowest in the first, average and 95 %."""
+    """A sweep's methods as in Table 2: source, the target that is lowest under the first method, and average with 95 %."""
     refuse_several_sizes(ds)
     names = _names(ds, methods)
     by = {str(name): analysis.by_schedule(values) for name, values in _percentages(ds, names).items()}
@@ -174,7 +174,7 @@ def _ours(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
         [
             plots.label(name),
             f"{float(by['source'].sel(schedule=name).mean()):.1f}",
-            " / ".join(f"{float(one.sel(schedule=name, target=low).mean()):.1f}" for one in targets),
+            " / ".join(f"{float(metric.sel(schedule=name, target=low).mean()):.1f}" for metric in targets),
             _average(targets, name),
         ]
         for name in names
@@ -184,20 +184,20 @@ def _ours(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
 
 
 def _ours_by_size(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
-    """A sweep's methods as Tables 1 and 12 have them: average and 95 % with each number of training examples."""
-    if len(of := sizes(ds)) < 2:
+    """A sweep's methods as in Tables 1 and 12: average with 95 %, for each number of training examples."""
+    if len(examples := sizes(ds)) < 2:
         raise ValueError("runs with one number of training examples only: these tables are of a low-resource sweep")
     names = _names(ds, methods)
-    found, parts = _percentages(ds, names), []
-    for size in of:
-        some = found.isel(run=np.flatnonzero(found["train_examples"].values == size))
-        parts.append([analysis.by_schedule(some[name]) for name in TARGETS if name in some])
+    percentages, parts = _percentages(ds, names), []
+    for size in examples:
+        runs = percentages.isel(run=np.flatnonzero(percentages["train_examples"].values == size))
+        parts.append([analysis.by_schedule(runs[name]) for name in TARGETS if name in runs])
     rows = [[plots.label(name), *(_average(targets, name) for targets in parts)] for name in names]
-    return Block([_our_title(ds, parts), *map(str, of)], rows)
+    return Block([_our_title(ds, parts), *map(str, examples)], rows)
 
 
 TARGETS = ("target_result", "exact_match")
-"""Accuracy, or F1 and exact match."""
+"""Results in the targets: accuracy, or F1 and exact match."""
 
 
 def _names(ds: xr.Dataset, methods: tuple[str, ...]) -> list[str]:
@@ -209,16 +209,18 @@ def _names(ds: xr.Dataset, methods: tuple[str, ...]) -> list[str]:
 
 
 def _percentages(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
-    """Results of the runs of these schedules; what a result is goes by the whole sweep."""
-    found = 100 * analysis.results(ds)
-    return found.isel(run=np.flatnonzero(np.isin(found["schedule"].values, names)))
+    """Results of these schedules' runs, in percent; the kind of result (`analysis.result`) is that of the whole sweep."""
+    results = 100 * analysis.results(ds)
+    return results.isel(run=np.flatnonzero(np.isin(results["schedule"].values, names)))
 
 
 def _average(targets: list[xr.DataArray], name: str) -> str:
-    """Over targets, with half of the 95 % interval over seeds."""
+    """Mean over targets, with half of its 95 % interval over seeds."""
     if name not in targets[0]["schedule"]:
         return "-"  # not run yet
-    means = [analysis.mean_interval(one.sel(schedule=name).mean("target", skipna=False).values) for one in targets]
+    means = [
+        analysis.mean_interval(metric.sel(schedule=name).mean("target", skipna=False).values) for metric in targets
+    ]
     return " / ".join(f"{mean.estimate:.1f}" + (f" ± {mean.half:.1f}" if mean.n > 1 else "") for mean in means)
 
 
