@@ -74,9 +74,9 @@ class ChoiceTask(ClassifyingTask):
     head: ClassVar = BertForMultipleChoice
     stream = 7
 
-    def make_split(self, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def make_split(self, language: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         premise, alternatives, cause, label = sample_choices(n, rng)
-        row = self.languages.index(code)
+        row = self.languages.index(language)
         premises = self.languages.speak(np.repeat(premise, ALTERNATIVES, axis=0), row, case=False)
         choices = self.languages.speak(alternatives.reshape(-1, g.SLOTS), row, case=False)
         choice_first = np.repeat(cause, ALTERNATIVES)[:, None]

@@ -57,8 +57,8 @@ class InferenceTask(ClassifyingTask):
     num_labels = len(CLASSES)
     stream = 5
 
-    def make_split(self, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def make_split(self, language: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         premise, hypothesis, label = sample_pairs(n, rng)
-        row = self.languages.index(code)
+        row = self.languages.index(language)
         spoken = (self.languages.speak(meanings, row, case=False) for meanings in (premise, hypothesis))
         return {**pack_pairs(*spoken), "labels": label}

@@ -70,9 +70,9 @@ class SpanTask(WorldTask):
     head: ClassVar = BertForQuestionAnswering
     stream = 8
 
-    def make_split(self, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def make_split(self, language: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         answering, distractor, asked = sample_questions(n, rng)
-        row, rows = self.languages.index(code), np.arange(n)
+        row, rows = self.languages.index(language), np.arange(n)
         question = np.zeros_like(answering)
         for slot in (g.S_NOUN, g.VERB, g.O_NOUN):
             question[:, slot] = answering[:, slot]

@@ -78,7 +78,7 @@ class WorldTask(TransferTask):
         self.targets = tuple(languages) or self.languages.codes[1:]
         self.distances = {code: distance(LANGUAGES[self.languages.index(code)]) for code in self.targets}
 
-    def make_split(self, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def make_split(self, language: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """n examples in one language: INPUTS (n, ..., tokens) and labels (n,)."""
         raise NotImplementedError
 
