@@ -1,4 +1,4 @@
-"""ds.fisher: the questions one asks of a record, as methods of the record. Each is a call of analysis or plots."""
+"""ds.fisher: the common questions about a record, as methods. Each calls one function of analysis or plots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @xr.register_dataset_accessor("fisher")
 class FisherAccessor:
-    """On any dataset of `fisherdyn.probe`, `Recorder`, `fit` or a sweep, once fisherdyn is imported."""
+    """Methods of any dataset from `fisherdyn.probe`, `Recorder`, `fit` or a sweep, once fisherdyn is imported."""
 
     def __init__(self, ds: xr.Dataset) -> None:
         if "fisher_trace" not in ds:
@@ -32,13 +32,13 @@ class FisherAccessor:
         return analysis.peak(self.learning_curve(window))
 
     def width(self, level: float = 0.5, window: int = 3) -> xr.Dataset:
-        """`analysis.width` of the learning curve: for how many steps it stays above `level` times its peak."""
+        """`analysis.width` of the learning curve: steps for which it stays above `level` times its peak."""
         from . import analysis
 
         return analysis.width(self.learning_curve(window), level)
 
     def learning_period(self, level: float = 0.5, window: int = 3) -> xr.Dataset:
-        """`analysis.learning_period` of the learning curve: when it rises above `level` times its peak, and falls below."""
+        """`analysis.learning_period` of the learning curve: the steps between which it is above `level` times its peak."""
         from . import analysis
 
         return analysis.learning_period(self.learning_curve(window), level)

@@ -109,13 +109,13 @@ print(f"sd of the orders' means {100 * between:.1f} points; by noise alone {100 
 # Differences are taken within a seed, since those two runs share their initial weights and their data.
 
 # %%
-compared = analysis.compare(transfer)
+compared = analysis.compare(table)
 figure, ax = plt.subplots(figsize=(4.4, 3))
 plots.forest(ax, compared)
 plt.show()
 
 # %%
-top_down = analysis.paired_difference(transfer, "top-down", "standard")
+top_down = analysis.paired_difference(table, "top-down", "standard")
 print(
     f"top-down minus standard: {100 * top_down.estimate:+.1f} points "
     f"[{100 * top_down.low:+.1f}, {100 * top_down.high:+.1f}], p = {top_down.p:.2f}, {top_down.n} seeds"

@@ -258,7 +258,7 @@ late.round(3)
 Markdown(report.table(ds))
 
 # %%
-compared = analysis.compare(analysis.transfer(ds))
+compared = analysis.compare(analysis.by_schedule(analysis.transfer(ds)))
 figure, ax = plt.subplots(figsize=(4.4, 1.6))
 plots.forest(ax, compared)
 plt.show()

@@ -1,4 +1,4 @@
-"""Every figure and table of the paper, redrawn from committed data or from one's own runs.
+"""Every figure and table of the paper, drawn again from committed data or from your own sweeps.
 
-The figures are functions from a sweep's record to a matplotlib Figure, for notebooks too: `figures.fig4(ds)`.
+A figure is a function from a sweep's record to a matplotlib Figure, which notebooks can call too: `figures.fig4(ds)`.
 """

@@ -1,4 +1,4 @@
-"""captions.md: beside the pictures, what each shows, of which data and seeds, and the command that drew it."""
+"""captions.md, beside the pictures: what each shows, its data and seeds, and the command that drew it."""
 
 from __future__ import annotations
 
@@ -41,25 +41,38 @@ SHOWN = {
 
 
 def caption(name: str, data: Path | None, ds: xr.Dataset | None, command: str) -> str:
-    """A paragraph of Markdown."""
+    """A picture's caption in Markdown.
+
+    Args:
+        name: of the figure or table.
+        data, ds: the file and the record of the sweep that it was drawn from.
+        command: that drew it.
+    """
     text = " ".join(SHOWN["table" if name.startswith("table") else name].split())
-    source = "" if data is None or ds is None else f" Data: {_described(data, ds)}."
+    source = "" if data is None or ds is None else f" Data: {_description(data, ds)}."
     return f"{text}{source}\n\n    {command}"
 
 
-def _described(path: Path, ds: xr.Dataset) -> str:
+def _description(path: Path, ds: xr.Dataset) -> str:
     seeds = sorted(set(ds["seed"].values.tolist()))
     span = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
     settings = [f"{key} {ds.attrs[key]:g}" for key in ("steps", "interval", "lr") if key in ds.attrs]
-    made = [f"{key} {ds.attrs[key]}" for key in ("study", "task", "estimator", "revision") if key in ds.attrs]
+    origin = [f"{key} {ds.attrs[key]}" for key in ("study", "task", "estimator", "revision") if key in ds.attrs]
     results = f"results: {analysis.result(ds).attrs['of']}"
-    return ", ".join([path.name, f"{ds.sizes['run']} runs", span, *settings, *made, results])
+    return ", ".join([path.name, f"{ds.sizes['run']} runs", span, *settings, *origin, results])
 
 
-def write(folder: Path, found: dict[str, str]) -> Path:
-    """Adds captions to the folder's file, or replaces those that are there; others stay."""
+def write(folder: Path, texts: dict[str, str]) -> Path:
+    """Adds captions to a folder's captions.md, replacing those of the same pictures.
+
+    Args:
+        texts: name of the picture -> its caption.
+
+    Returns:
+        The path of captions.md.
+    """
     path = folder / FILE
     kept = dict(re.findall(r"^## (\S+)\n\n(.*?)\n(?=\n## |\Z)", path.read_text(), re.S | re.M)) if path.exists() else {}
-    sections = sorted({**kept, **found}.items())
+    sections = sorted({**kept, **texts}.items())
     path.write_text("# Captions\n\n" + "\n".join(f"## {name}\n\n{text}\n" for name, text in sections))
     return path

@@ -1,4 +1,4 @@
-"""Figures 1 and 6: the two that are drawings, made by code."""
+"""Figures 1 and 6, which are drawings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYERS, TIMES = 4, ("0", "k", "2k", "3k")
 
 
 def fig1() -> Figure:
-    """Standard training, gradual unfreezing, and unfreezing by tr(F): which task adapters are open at which step."""
+    """Which task adapters are open at which step, under standard training, gradual unfreezing, and unfreezing by tr(F)."""
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(plots.ACL_PAGE, 1.95), layout="constrained")
         panels = figure.subplots(1, 3, width_ratios=(1, 1, 1.45))
@@ -52,7 +52,7 @@ def _stack(ax: Axes, is_open: list[set[int]]) -> None:
 
 
 def _traces(ax: Axes) -> None:
-    """Beside the stack: tr(F) of the frozen adapters before step k, of which the largest is opened."""
+    """Draws, beside the stack, tr(F) of the frozen adapters before step k and marks the largest, which opens."""
     heights, chosen, left, right = (0.45, 1.15, 0.7), 1, 4.2, 6.4
     ax.set_xlim(-0.6, right)
     ax.set_xlabel("step", x=(1.5 + 0.6) / (right + 0.6))
@@ -66,7 +66,7 @@ def _traces(ax: Axes) -> None:
 
 
 def fig6() -> Figure:
-    """Where MAD-X puts its adapters in a Transformer layer, and what an adapter is."""
+    """Where MAD-X puts its adapters in a Transformer layer, and what an adapter consists of."""
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(plots.ACL_COLUMN, 3.0), layout="constrained")
         ax = figure.subplots()
@@ -98,12 +98,12 @@ def fig6() -> Figure:
 
 
 def _adapter(ax: Axes) -> None:
-    """A bottleneck with a residual connection, to the right of the layer."""
-    for here, there in ((8.1, 9.2), (5.3, 2.0)):
-        ax.plot([4.6, 5.7], [here, there], color="0.6", linewidth=0.6)
+    """Draws the adapter, a bottleneck with a residual connection, to the right of the layer."""
+    for left, right in ((8.1, 9.2), (5.3, 2.0)):
+        ax.plot([4.6, 5.7], [left, right], color="0.6", linewidth=0.6)
     ax.add_patch(_box(5.7, 2.0, 4.1, 7.2, "white"))
-    for bottom, wide, name in ((2.9, 3.0, "down"), (4.75, 1.6, "ReLU"), (6.6, 3.0, "up")):
-        ax.add_patch(_box(7.45 - wide / 2, bottom, wide, 1.0, FROZEN if name == "ReLU" else TINT))
+    for bottom, width, name in ((2.9, 3.0, "down"), (4.75, 1.6, "ReLU"), (6.6, 3.0, "up")):
+        ax.add_patch(_box(7.45 - width / 2, bottom, width, 1.0, FROZEN if name == "ReLU" else TINT))
         ax.text(7.45, bottom + 0.5, name, ha="center", va="center", fontsize=7)
     for low, high in ((1.4, 2.9), (3.9, 4.75), (5.75, 6.6), (7.6, 9.75)):
         ax.add_patch(_arrow((7.45, low), (7.45, high)))

@@ -1,6 +1,7 @@
-"""Figures 2 to 5 and two of our own: what the paper prints, and what a sweep gives beside it.
+"""Figures 2 to 5 and two more, forest and transfer: the paper's numbers, and a sweep's beside them.
 
-Each takes a sweep's record (`fig2` can do without) and returns a Figure; what a record lacks for one is a ValueError.
+Each function takes a sweep's record (optional for `fig2`) and returns a Figure. It raises a ValueError where the record
+lacks what the figure shows.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ COMPARED = ("standard", "GU (top-down)", "LPFT", "FUN", "random", "reverse", "fu
 
 
 def fig2(ds: xr.Dataset | None = None) -> Figure:
-    """Transfer of standard training and GU minus full fine-tuning's: the paper's, and a sweep's methods beside it.
+    """Transfer of standard training and GU minus that of full fine-tuning: the paper's, and a sweep's methods beside it.
 
-    A sweep without full fine-tuning is drawn minus standard training.
+    For a sweep without full fine-tuning, differences from standard training are drawn.
     """
     with matplotlib.rc_context(plots.STYLE):
         ours = None if ds is None else _methods(ds)
@@ -53,9 +54,9 @@ def _published_gaps(ax: Axes, model: str) -> None:
     gaps = gaps[gaps["model"] == model]
     places = np.arange(len(published.DATASETS))
     for i, (method, name) in enumerate((("standard", "adapters, standard"), ("GU", "adapters, GU"))):
-        one = gaps[gaps["method"] == method].set_index("dataset").loc[list(published.DATASETS)]
+        rows = gaps[gaps["method"] == method].set_index("dataset").loc[list(published.DATASETS)]
         marks = {**plots.marks(i), "linestyle": "none", "markersize": 4.5}
-        ax.errorbar(places + 0.2 * (i - 0.5), one["gap"], yerr=one["plus_minus"], label=name, **marks)
+        ax.errorbar(places + 0.2 * (i - 0.5), rows["gap"], yerr=rows["plus_minus"], label=name, **marks)
     ax.axhline(0, color="0.45", linewidth=0.8, linestyle=":")
     ax.set_xticks(places, published.DATASETS, fontsize=7)
     ax.set_xlim(-0.5, len(places) - 0.5)
@@ -69,11 +70,11 @@ def _methods(ds: xr.Dataset) -> xr.Dataset:
     baseline = full[0] if full else STANDARD
     if baseline not in names or len(names) < 2:
         raise ValueError(f"no standard training beside another of the paper's methods, only {', '.join(schedules(ds))}")
-    return analysis.compare(_only(analysis.results(ds), names)["transfer"], baseline)
+    return analysis.compare(analysis.by_schedule(_only(analysis.results(ds), names)["transfer"]), baseline)
 
 
 def fig3(ds: xr.Dataset) -> Figure:
-    """tr(F) of standard training beside GU's: per open adapter with the learning period, and layer by layer."""
+    """tr(F) under standard training and under GU: per open adapter with its learning period, and layer by layer."""
     top_down = _named(ds, "GU (top-down)")
     both = _only(ds, [_named(ds, STANDARD), top_down])
     with matplotlib.rc_context(plots.STYLE):
@@ -91,9 +92,9 @@ def fig3(ds: xr.Dataset) -> Figure:
         )
         legend.set_in_layout(False)  # it may be a little wider than its panel
         by_layer = {name: _mean_run(both, name) for name in (STANDARD, top_down)}
-        top = max(float(one["fisher_trace"].max()) for one in by_layer.values())
-        for ax, (name, one) in zip((middle, right), by_layer.items(), strict=True):
-            plots.heat_map(ax, one, top)
+        top = max(float(mean_run["fisher_trace"].max()) for mean_run in by_layer.values())
+        for ax, (name, mean_run) in zip((middle, right), by_layer.items(), strict=True):
+            plots.heat_map(ax, mean_run, top)
             ax.set_title(plots.label(name))
         middle.collections[0].colorbar.remove()
         right.set_ylabel("")
@@ -101,13 +102,13 @@ def fig3(ds: xr.Dataset) -> Figure:
 
 
 def _mean_run(ds: xr.Dataset, schedule: str) -> xr.Dataset:
-    """tr(F) of one schedule, averaged over seeds; all of them open the same layers at the same steps."""
+    """tr(F) under one schedule, averaged over seeds, which all open the same layers at the same steps."""
     runs = _only(ds, [schedule])
     return runs[["fisher_trace"]].mean("run").assign(trainable=runs["trainable"].isel(run=0))
 
 
 def fig4(ds: xr.Dataset) -> Figure:
-    """The schedules of a permutation sweep: tr(F) and the validation curve by groups of transfer; what goes with it."""
+    """A permutation sweep: tr(F) and the validation curve by group of transfer, and what of tr(F) goes with transfer."""
     orders = [name for name in schedules(ds) if name != STANDARD]
     if len(orders) < 4:
         raise ValueError(f"fewer than 4 orders to compare, only {', '.join(schedules(ds))}")
@@ -133,13 +134,13 @@ def _pair(part: FigureBase) -> tuple[Axes, Axes]:
 
 
 def _legend(part: FigureBase, ax: Axes, *, ncols: int, title: str) -> None:
-    """Of one Axes, below its part of the figure."""
+    """Puts the legend of one Axes below its part of the figure."""
     handles, labels = ax.get_legend_handles_labels()
     part.legend(handles, labels, title=title, loc="outside lower center", ncols=ncols, fontsize=7, title_fontsize=7)
 
 
 def fig5(ds: xr.Dataset) -> Figure:
-    """The order in which layers open, averaged: what the paper prints of it, and FUN's (or the orders') in a sweep."""
+    """The average order in which layers open: the paper's example, and FUN (or the fixed orders) in a sweep."""
     ours = _ordered(ds)
     if not ours:
         raise ValueError(f"no schedule that opens layers one by one, only {', '.join(schedules(ds))}")
@@ -147,22 +148,30 @@ def fig5(ds: xr.Dataset) -> Figure:
         figure = Figure(figsize=(plots.ACL_PAGE, 2.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         _schedules(left, [_example()], "paper: one run of FUN (footnote 11)")
-        fun = any(_title(one) == "FUN" for one in ours)
+        fun = any(_title(openings) == "FUN" for openings in ours)
         _schedules(right, ours, f"ours: {_task(ds)}" + ("" if fun else " (a sweep without FUN)"))
         right.set_ylabel("")
         return figure
 
 
 def _schedules(ax: Axes, selected: list[xr.DataArray], title: str) -> None:
-    plots.averaged_schedules(ax, xr.concat([analysis.averaged_schedule(one) for one in selected], "schedule"))
-    said = []
-    for one in selected:
-        distance = analysis.mean_interval(analysis.distance_from_top_down(one).values)
-        said.append(f"{_title(one)} {distance.estimate:.2f}" + (f" ± {distance.half:.2f}" if distance.n > 1 else ""))
-    text = "distance from top-down: " + ",\n".join(said)
+    """Draws the average schedules of some methods, and their distances from top-down.
+
+    Args:
+        selected: (run, layer) for each method.
+    """
+    averages = [analysis.averaged_schedule(openings) for openings in selected]
+    plots.averaged_schedules(ax, xr.concat(averages, "schedule"))
+    distances = []
+    for openings in selected:
+        distance = analysis.mean_interval(analysis.distance_from_top_down(openings).values)
+        distances.append(
+            f"{_title(openings)} {distance.estimate:.2f}" + (f" ± {distance.half:.2f}" if distance.n > 1 else "")
+        )
+    text = "distance from top-down: " + ",\n".join(distances)
     ax.text(0.02, 0.03, text, transform=ax.transAxes, fontsize=6.5, linespacing=1.4, color="0.3")
     ax.set_title(title)
-    ax.set_ylim(-2.6, 13.5)  # room for what is said below and above
+    ax.set_ylim(-2.6, 13.5)  # room for the text below and the legend above
     ax.set_yticks(range(0, 11, 2))
     ax.legend(loc="upper right", fontsize=7, ncols=2, columnspacing=1)
 
@@ -172,19 +181,19 @@ def _title(selected: xr.DataArray) -> str:
 
 
 def _ordered(ds: xr.Dataset) -> list[xr.DataArray]:
-    """When layers opened: of FUN and random, run by run, and of all fixed orders but GU as one, order by order."""
+    """The openings of FUN and of random, one a run, and of all fixed orders but GU together, one an order."""
     named = {plots.label(name): name for name in schedules(ds)}
-    found = [_only(ds, [named[method]])["selected"] for method in ("FUN", "random") if method in named]
+    selected = [_only(ds, [named[method]])["selected"] for method in ("FUN", "random") if method in named]
     orders = [name for name in schedules(ds) if plots.label(name) not in COMPARED]
     if orders:
-        one_each = [int(np.flatnonzero(ds["schedule"].values == name)[0]) for name in orders]
+        first_runs = [int(np.flatnonzero(ds["schedule"].values == name)[0]) for name in orders]
         pooled = {"schedule": ("run", [f"{len(orders)} fixed orders"] * len(orders)), "seed": ("run", orders)}
-        found.append(ds["selected"].isel(run=one_each).assign_coords(pooled))
-    return found
+        selected.append(ds["selected"].isel(run=first_runs).assign_coords(pooled))
+    return selected
 
 
 def _example() -> xr.DataArray:
-    """Footnote 11's schedule, at one opening a step: all that the paper prints of Figure 5 in numbers."""
+    """Footnote 11's schedule, opening one layer a step: the only numbers that the paper prints of Figure 5."""
     orders = published.table("schedules").set_index("name")["order"]
     order = [int(layer) for layer in orders["fun-example"].split()]
     selected = np.zeros((1, len(order) + 1), dtype=int)
@@ -193,7 +202,7 @@ def _example() -> xr.DataArray:
 
 
 def transfer(ds: xr.Dataset) -> Figure:
-    """Accuracy by language against its distance from the source: standard training and GU."""
+    """Accuracy in each language against its distance from the source, under standard training and GU."""
     names = [name for name in schedules(ds) if plots.label(name) in ("standard", "GU (top-down)")]
     if not names:
         raise ValueError(f"neither standard training nor GU, only {', '.join(schedules(ds))}")
@@ -204,11 +213,11 @@ def transfer(ds: xr.Dataset) -> Figure:
 
 
 def forest(ds: xr.Dataset) -> Figure:
-    """Every schedule's transfer minus standard training's, paired over seeds."""
+    """Transfer of every schedule minus that of standard training, paired over seeds."""
     if STANDARD not in schedules(ds) or len(schedules(ds)) < 2:
         raise ValueError(f"no standard training beside other schedules, only {', '.join(schedules(ds))}")
     with matplotlib.rc_context(plots.STYLE):
-        compared = analysis.compare(analysis.transfer(ds))
+        compared = analysis.compare(analysis.by_schedule(analysis.transfer(ds)))
         figure = Figure(figsize=(plots.ACL_COLUMN, 0.75 + 0.17 * compared.sizes["schedule"]), layout="constrained")
         plots.forest(figure.subplots(), compared)
         return figure
@@ -218,16 +227,16 @@ def _only(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
     return ds.isel(run=np.flatnonzero(np.isin(ds["schedule"].values, names)))
 
 
-def _named(ds: xr.Dataset, wanted: str) -> str:
-    """The schedule that the paper calls so.
+def _named(ds: xr.Dataset, label: str) -> str:
+    """The schedule that the paper calls by this label.
 
     Raises:
         ValueError: there is none.
     """
     for name in schedules(ds):
-        if plots.label(name) == wanted:
+        if plots.label(name) == label:
             return name
-    raise ValueError(f"no runs of {wanted}, only of {', '.join(schedules(ds))}")
+    raise ValueError(f"no runs of {label}, only of {', '.join(schedules(ds))}")
 
 
 def _task(ds: xr.Dataset) -> str:

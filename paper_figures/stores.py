@@ -1,4 +1,4 @@
-"""Sweeps as they come: a NetCDF file, a sweep's folder that may still be growing, or its zarr store."""
+"""Reading sweeps: a NetCDF file, a sweep's folder, finished or not, or its zarr store."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import xarray as xr
 
 NEEDED = ("fisher_trace", "trainable", "selected", "source_metric", "metric", "schedule", "seed")
-"""What a sweep's record has and these figures are drawn from."""
+"""Variables and coordinates of a sweep's record that the figures use."""
 
 
 def read(path: Path) -> xr.Dataset:
-    """A sweep's finished runs, in memory.
+    """Reads a sweep's finished runs into memory.
 
     Raises:
-        ValueError: not there, not readable, or not a sweep's record; the message says which.
+        ValueError: the file does not exist, cannot be read, or holds no sweep; or no run is finished.
     """
     if not path.exists():
         raise ValueError(f"{path}: there is no such file")
@@ -40,19 +40,19 @@ def _open(path: Path) -> xr.Dataset:
 
 
 def sizes(ds: xr.Dataset) -> list[int]:
-    """The numbers of training examples that a low-resource sweep has runs of; [] for any other sweep."""
-    known = "train_examples" in ds.coords and "run" in ds["train_examples"].dims
-    return list(dict.fromkeys(ds["train_examples"].values.tolist())) if known else []
+    """The numbers of training examples in a low-resource sweep, in its order; [] for any other sweep."""
+    varies = "train_examples" in ds.coords and "run" in ds["train_examples"].dims
+    return list(dict.fromkeys(ds["train_examples"].values.tolist())) if varies else []
 
 
 def refuse_several_sizes(ds: xr.Dataset) -> None:
-    """For all that would take runs with few and with many training examples for the same."""
-    if len(of := sizes(ds)) > 1:
+    """Refuses a low-resource sweep, for pictures that would mix runs with few and with many training examples."""
+    if len(examples := sizes(ds)) > 1:
         raise ValueError(
-            f"runs with {', '.join(map(str, of))} training examples, which table1 and table12 alone tell apart"
+            f"runs with {', '.join(map(str, examples))} training examples, which table1 and table12 alone tell apart"
         )
 
 
 def schedules(ds: xr.Dataset) -> list[str]:
-    """The schedules that a sweep has runs of, in its order."""
+    """The schedules of a sweep, in its order."""
     return list(dict.fromkeys(ds["schedule"].values.tolist()))

@@ -1,4 +1,4 @@
-"""The paper's tables as Markdown and LaTeX, with what a sweep gives beside them."""
+"""The paper's tables as Markdown and LaTeX, with a sweep's results below them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ COMPARED = {
 
 @dataclass(frozen=True)
 class Block:
-    """Rows under one header; the best and second-best of the last column may be marked."""
+    """Rows under one header.
+
+    Attributes:
+        rank: whether the best and second-best values of the last column are marked.
+    """
 
     header: list[str]
     rows: list[list[str]]
@@ -36,7 +40,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables: blocks under each other, and what is odd about it."""
+    """One of the paper's tables: blocks below one another, and notes on its oddities."""
 
     title: str
     blocks: list[Block] = field(default_factory=list)
@@ -44,18 +48,18 @@ class Table:
 
 
 def build(number: int, ds: xr.Dataset | None = None) -> Table:
-    """Table `number` of the paper, with a sweep's methods below it if one is given.
+    """Table `number` of the paper, with the methods of a sweep, if one is given, below it.
 
     Raises:
-        ValueError: the sweep has not the methods that the table compares, or several numbers of training examples where the
-            table has one (or one where it has several).
+        ValueError: the sweep lacks the methods that the table compares, or has several numbers of training examples where
+            the table has one (or one where it has several).
     """
-    found = published.table("languages" if number == 6 else f"table{number}")
+    printed = published.table("languages" if number == 6 else f"table{number}")
     blocks = _BLOCKS[number]
     if ds is None:
-        return Table(TITLES[number], blocks(found), _notes(found))
+        return Table(TITLES[number], blocks(printed), _notes(printed))
     ours = (_ours_by_size if blocks is _by_size else _ours)(ds, COMPARED[number])
-    return Table(TITLES[number], [*blocks(found), ours], _notes(found))
+    return Table(TITLES[number], [*blocks(printed), ours], _notes(printed))
 
 
 TITLES = {
@@ -78,7 +82,7 @@ TITLES = {
 
 
 def _cell(rows: pd.DataFrame) -> str:
-    """A value and its ±, or F1 / EM with theirs."""
+    """A value with its ±, or F1 / EM with theirs."""
     if rows.empty:
         return "-"
     order = [metric for metric in ("F1", "EM", "accuracy") if metric in set(rows["metric"])]
@@ -89,13 +93,13 @@ def _number(row: pd.Series) -> str:
     return f"{row['value']:.2f}" + ("" if np.isnan(row["plus_minus"]) else f" ± {row['plus_minus']:.2f}")
 
 
-def _rows(found: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    """Model and method as the paper names them -> its numbers, in the paper's order."""
+def _rows(printed: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    """Yields model and method, as the paper names them, and their numbers, in the paper's order."""
     for model in MODELS:
         for method, suffix in METHODS.items():
-            one = found[(found["model"] == model) & (found["method"] == method)]
-            if not one.empty:
-                yield model + suffix, one
+            cells = printed[(printed["model"] == model) & (printed["method"] == method)]
+            if not cells.empty:
+                yield model + suffix, cells
 
 
 def _units(rows: pd.DataFrame) -> str:
@@ -103,52 +107,54 @@ def _units(rows: pd.DataFrame) -> str:
     return f"{' / '.join(metrics)}, %"
 
 
-def _by_language(found: pd.DataFrame) -> list[Block]:
+def _by_language(printed: pd.DataFrame) -> list[Block]:
     blocks = []
-    for dataset, part in found.groupby("dataset", sort=False):
+    for dataset, part in printed.groupby("dataset", sort=False):
         languages = list(dict.fromkeys(part["language"]))
         header = [f"{dataset} ({_units(part)})", *(code.capitalize() for code in languages)]
-        rows = [[name, *(_cell(one[one["language"] == code]) for code in languages)] for name, one in _rows(part)]
+        rows = [[name, *(_cell(cells[cells["language"] == code]) for code in languages)] for name, cells in _rows(part)]
         blocks.append(Block(header, rows))
     return blocks
 
 
-def _by_size(found: pd.DataFrame) -> list[Block]:
+def _by_size(printed: pd.DataFrame) -> list[Block]:
     blocks = []
-    for dataset, part in found.groupby("dataset", sort=False):
-        of = list(dict.fromkeys(part["train_examples"]))
-        header = [f"{dataset} ({_units(part)})", *(f"{int(size) // 1000}K" for size in of)]
-        rows = [[name, *(_cell(one[one["train_examples"] == size]) for size in of)] for name, one in _rows(part)]
+    for dataset, part in printed.groupby("dataset", sort=False):
+        examples = list(dict.fromkeys(part["train_examples"]))
+        header = [f"{dataset} ({_units(part)})", *(f"{int(size) // 1000}K" for size in examples)]
+        rows = [
+            [name, *(_cell(cells[cells["train_examples"] == size]) for size in examples)] for name, cells in _rows(part)
+        ]
         blocks.append(Block(header, rows))
     return blocks
 
 
-def _by_lowest(found: pd.DataFrame) -> list[Block]:
+def _by_lowest(printed: pd.DataFrame) -> list[Block]:
     blocks = []
-    for (dataset, model), part in found.groupby(["dataset", "model"], sort=False):
+    for (dataset, model), part in printed.groupby(["dataset", "model"], sort=False):
         (low,) = set(part["language"]) - {"en", "average"}
         header = [f"{dataset}, {model} ({_units(part)})", "En", f"Lowest ({low.capitalize()})", "Average"]
         rows = [
-            [name, *(_cell(one[one["language"] == code]) for code in ("en", low, "average"))]
-            for name, one in _rows(part)
+            [name, *(_cell(cells[cells["language"] == code]) for code in ("en", low, "average"))]
+            for name, cells in _rows(part)
         ]
         blocks.append(Block(header, rows, rank=True))
     return blocks
 
 
-def _full(found: pd.DataFrame) -> list[Block]:
+def _full(printed: pd.DataFrame) -> list[Block]:
     header = ["Model", *(f"{dataset} ({published.METRIC[dataset]}, %)" for dataset in published.DATASETS)]
     rows = [
         [model, *(_cell(part[part["dataset"] == dataset]) for dataset in published.DATASETS)]
-        for model, part in found.groupby("model", sort=False)
+        for model, part in printed.groupby("model", sort=False)
     ]
     return [Block(header, rows)]
 
 
-def _plain(found: pd.DataFrame) -> list[Block]:
-    columns = [column for column in found.columns if column not in ("source", "note")]
+def _plain(printed: pd.DataFrame) -> list[Block]:
+    columns = [column for column in printed.columns if column not in ("source", "note")]
     header = [column.replace("_", " ") for column in columns]
-    return [Block(header, [[str(value) or "-" for value in row] for row in found[columns].values.tolist()])]
+    return [Block(header, [[str(value) or "-" for value in row] for row in printed[columns].values.tolist()])]
 
 
 _BLOCKS = {
@@ -158,7 +164,7 @@ _BLOCKS = {
 
 
 def _ours(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
-    """A sweep's methods as Table 2 has them: source, the target that is lowest in the first, average and 95 %."""
+    """A sweep's methods as in Table 2: source, the target that is lowest under the first method, and average with 95 %."""
     refuse_several_sizes(ds)
     names = _names(ds, methods)
     by = {str(name): analysis.by_schedule(values) for name, values in _percentages(ds, names).items()}
@@ -168,7 +174,7 @@ def _ours(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
         [
             plots.label(name),
             f"{float(by['source'].sel(schedule=name).mean()):.1f}",
-            " / ".join(f"{float(one.sel(schedule=name, target=low).mean()):.1f}" for one in targets),
+            " / ".join(f"{float(metric.sel(schedule=name, target=low).mean()):.1f}" for metric in targets),
             _average(targets, name),
         ]
         for name in names
@@ -178,20 +184,20 @@ def _ours(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
 
 
 def _ours_by_size(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
-    """A sweep's methods as Tables 1 and 12 have them: average and 95 % with each number of training examples."""
-    if len(of := sizes(ds)) < 2:
+    """A sweep's methods as in Tables 1 and 12: average with 95 %, for each number of training examples."""
+    if len(examples := sizes(ds)) < 2:
         raise ValueError("runs with one number of training examples only: these tables are of a low-resource sweep")
     names = _names(ds, methods)
-    found, parts = _percentages(ds, names), []
-    for size in of:
-        some = found.isel(run=np.flatnonzero(found["train_examples"].values == size))
-        parts.append([analysis.by_schedule(some[name]) for name in TARGETS if name in some])
+    percentages, parts = _percentages(ds, names), []
+    for size in examples:
+        runs = percentages.isel(run=np.flatnonzero(percentages["train_examples"].values == size))
+        parts.append([analysis.by_schedule(runs[name]) for name in TARGETS if name in runs])
     rows = [[plots.label(name), *(_average(targets, name) for targets in parts)] for name in names]
-    return Block([_our_title(ds, parts), *map(str, of)], rows)
+    return Block([_our_title(ds, parts), *map(str, examples)], rows)
 
 
 TARGETS = ("target_result", "exact_match")
-"""Accuracy, or F1 and exact match."""
+"""Results in the targets: accuracy, or F1 and exact match."""
 
 
 def _names(ds: xr.Dataset, methods: tuple[str, ...]) -> list[str]:
@@ -203,16 +209,18 @@ def _names(ds: xr.Dataset, methods: tuple[str, ...]) -> list[str]:
 
 
 def _percentages(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
-    """Results of the runs of these schedules; what a result is goes by the whole sweep."""
-    found = 100 * analysis.results(ds)
-    return found.isel(run=np.flatnonzero(np.isin(found["schedule"].values, names)))
+    """Results of these schedules' runs, in percent; the kind of result (`analysis.result`) is that of the whole sweep."""
+    results = 100 * analysis.results(ds)
+    return results.isel(run=np.flatnonzero(np.isin(results["schedule"].values, names)))
 
 
 def _average(targets: list[xr.DataArray], name: str) -> str:
-    """Over targets, with half of the 95 % interval over seeds."""
+    """Mean over targets, with half of its 95 % interval over seeds."""
     if name not in targets[0]["schedule"]:
         return "-"  # not run yet
-    means = [analysis.mean_interval(one.sel(schedule=name).mean("target", skipna=False).values) for one in targets]
+    means = [
+        analysis.mean_interval(metric.sel(schedule=name).mean("target", skipna=False).values) for metric in targets
+    ]
     return " / ".join(f"{mean.estimate:.1f}" + (f" ± {mean.half:.1f}" if mean.n > 1 else "") for mean in means)
 
 
@@ -223,13 +231,13 @@ def _our_title(ds: xr.Dataset, parts: list[list[xr.DataArray]]) -> str:
     return f"Ours: {ds.attrs.get('task', 'a sweep')} ({metric}, %; ± 95 %, {seeds})"
 
 
-def _notes(found: pd.DataFrame) -> list[str]:
+def _notes(printed: pd.DataFrame) -> list[str]:
     known = published.table("notes").set_index("note")["what"]
-    return [known[name] for name in dict.fromkeys(found["note"]) if name]
+    return [known[name] for name in dict.fromkeys(printed["note"]) if name]
 
 
 def markdown(table: Table) -> str:
-    """With the best average bold and the second-best in italics, where the paper marks them."""
+    """A table in Markdown, with the best average bold and the second-best in italics, where the paper marks them."""
     parts = [f"**{table.title}**"]
     for block in table.blocks:
         marked = _marked(block, "**{}**", "*{}*")
@@ -240,7 +248,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A tabular (packages booktabs and ulem) for each block, the best average bold, the second-best underlined."""
+    """A table in LaTeX (packages booktabs and ulem): a tabular for each block, with the best two averages marked."""
     parts = [f"% {table.title}"]
     for block in table.blocks:
         marked = _marked(block, "\\textbf{{{}}}", "\\uline{{{}}}", escape=_escape)
@@ -265,6 +273,6 @@ def _marked(block: Block, best: str, second: str, escape: Callable[[str], str] =
 
 
 def _escape(text: str) -> str:
-    for plain, said in (("&", "\\&"), ("%", "\\%"), ("_", "\\_"), ("#", "\\#"), ("±", "$\\pm$"), ("≥", "$\\geq$")):
-        text = text.replace(plain, said)
+    for plain, escaped in (("&", "\\&"), ("%", "\\%"), ("_", "\\_"), ("#", "\\#"), ("±", "$\\pm$"), ("≥", "$\\geq$")):
+        text = text.replace(plain, escaped)
     return text

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["fisherdyn.sweep.__main__", "fisherdyn.tasks.world.task", "nothing"])
+SERVER.set_forkserver_preload(["fisherdyn.sweep.__main__", "fisherdyn.tasks.world.inference", "nothing"])
 
 
 class Life:

@@ -103,6 +103,8 @@ def test_results_are_of_each_runs_own_last_quarter():
 def test_a_table_of_schedules_and_seeds_keeps_their_order_and_refuses_what_is_none():
     values = analysis.transfer(_record(4)).assign_coords(schedule=("run", ["z", "z", "a", "a"]))
     assert analysis.by_schedule(values)["schedule"].values.tolist() == ["z", "a"]
+    several = analysis.by_schedule(xr.Dataset({"transfer": values, "twice": 2 * values}))
+    xr.testing.assert_identical(several["transfer"], analysis.by_schedule(values).rename("transfer"))
     with pytest.raises(ValueError, match="no run is left"):
         analysis.by_schedule(values.isel(run=[]))
     twice = xr.concat([values, values], "run").assign_coords(train_examples=("run", [200] * 4 + [1000] * 4))

@@ -16,7 +16,8 @@ def test_paired_difference_is_paired():
     seeds = rng.normal(0, 1, 8)
     values = np.concatenate([seeds + 0.1 + 0.01 * rng.normal(size=8), seeds])
     coords = {"schedule": ("run", ["x"] * 8 + ["y"] * 8), "seed": ("run", [*range(8)] * 2)}
-    found = analysis.paired_difference(xr.DataArray(values, coords, ["run"]), "x", "y")
+    table = analysis.by_schedule(xr.DataArray(values, coords, ["run"]))
+    found = analysis.paired_difference(table, "x", "y")
     assert found.estimate == pytest.approx(0.1, abs=0.02)
     assert found.excludes_zero
     assert found.half < 0.02
@@ -33,11 +34,11 @@ def test_mean_intervals_cover():
 def test_rank_correlation_finds_and_does_not_invent():
     rng = np.random.default_rng(0)
     x = rng.normal(size=12)
-    assert analysis.rank_correlation(x, x**3, resamples=499).estimate == pytest.approx(1)
-    false = sum(analysis.rank_correlation(*rng.normal(size=(2, 10)), resamples=199).p < 0.05 for _ in range(400))
+    assert analysis.correlation(x, x**3, resamples=499).estimate == pytest.approx(1)
+    false = sum(analysis.correlation(*rng.normal(size=(2, 10)), resamples=199).p < 0.05 for _ in range(400))
     assert false / 400 <= 0.08
-    assert np.isnan(analysis.rank_correlation(np.ones(5), x[:5]).estimate)
-    assert np.isnan(analysis.rank_correlation(x, np.where(x > 1, np.nan, x)).p)
+    assert np.isnan(analysis.correlation(np.ones(5), x[:5]).estimate)
+    assert np.isnan(analysis.correlation(x, np.where(x > 1, np.nan, x)).p)
 
 
 def _tables(rng, effect, noise, own=0.0):
@@ -60,9 +61,7 @@ def test_noise_that_runs_share_is_not_an_effect_of_the_order(noise, own):
     found = [analysis.across_schedules(*study, resamples=39) for study in studies]
     assert np.mean([i.p <= 0.05 for i in found]) <= 0.06
     # Negative controls: both from the same runs; and halves, whose shuffled means do not know what halves share.
-    naive = [
-        analysis.rank_correlation(*(t.mean("seed").values for t in study), resamples=99) for study in studies[:200]
-    ]
+    naive = [analysis.correlation(*(t.mean("seed").values for t in study), resamples=99) for study in studies[:200]]
     assert np.mean([i.p <= 0.05 for i in naive]) > (0.5 if own == 0 else 0.1)
     if own == 0:
         assert np.mean([_p_of_shuffled_means(*study, rng) <= 0.05 for study in studies[:400]]) > 0.07
@@ -103,7 +102,7 @@ def test_only_complete_seeds_are_compared():
     )
     table = analysis.by_schedule(values)
     assert table["seed"].values.tolist() == [0]
-    assert analysis.paired_difference(values, "y", "x").n == 1
+    assert analysis.paired_difference(table, "y", "x").n == 1
     with pytest.raises(ValueError, match="no seed has a run of every schedule"):
         analysis.by_schedule(values.isel(run=[1, 2]))
     with pytest.raises(ValueError, match="got NaN for b"):
@@ -114,7 +113,7 @@ def test_only_complete_seeds_are_compared():
 def test_rank_correlation_is_scipys():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 6, (2, 15))
-    found = analysis.rank_correlation(x, y, resamples=99)
+    found = analysis.correlation(x, y, resamples=99)
     assert found.estimate == pytest.approx(stats.spearmanr(x, y).statistic)
 
 
@@ -164,22 +163,22 @@ def test_partial_correlation():
         z = rng.normal(size=11)
         x, y = 0.7 * z + rng.normal(size=(2, 11))
         plain += stats.spearmanr(x, y).pvalue <= 0.05
-        partial += analysis.correlation(x, y, "partial", given=z, resamples=9).p <= 0.05
+        partial += analysis.partial_correlation(x, y, z, resamples=9).p <= 0.05
     assert partial / 1500 <= 0.06
     assert plain / 1500 > 0.1
     r = [stats.spearmanr(*pair).statistic for pair in ((x, y), (x, z), (y, z))]
     expected = (r[0] - r[1] * r[2]) / np.sqrt((1 - r[1] ** 2) * (1 - r[2] ** 2))
-    assert analysis.correlation(x, y, "partial", given=z, resamples=99).estimate == pytest.approx(expected)
+    assert analysis.partial_correlation(x, y, z, resamples=99).estimate == pytest.approx(expected)
 
 
 def test_wrong_correlations_are_refused():
     x = np.arange(6.0)
-    with pytest.raises(ValueError, match="unknown method 'cosine': choose among pearson, spearman, kendall, partial"):
+    with pytest.raises(ValueError, match="unknown method 'cosine': choose among pearson, spearman, kendall"):
         analysis.correlation(x, x, "cosine")
-    with pytest.raises(ValueError, match="expected `given` with method"):
-        analysis.correlation(x, x, "partial")
-    with pytest.raises(ValueError, match="of one shape"):
+    with pytest.raises(ValueError, match=r"expected x, y of one shape, got \(1, 6\), \(1, 5\)"):
         analysis.correlation(x, x[1:])
+    with pytest.raises(ValueError, match="expected x, y, given of one shape"):
+        analysis.partial_correlation(x, x, x[1:])
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.7])
@@ -242,17 +241,18 @@ def test_an_underpowered_study_says_so():
         {"schedule": ("run", ["good"] * 5 + ["standard"] * 5 + ["flat"] * 5), "seed": ("run", [*range(5)] * 3)},
         ["run"],
     )
-    found = analysis.compare(values)
+    table = analysis.by_schedule(values)
+    found = analysis.compare(table)
     assert found["schedule"].values.tolist() == ["good", "flat"]
     assert found["difference"].sel(schedule="good") == pytest.approx(0.1, abs=0.04)
     assert (found["seeds_needed"] > 5).all()
     assert found.attrs["underpowered"].startswith("5 seeds; to find a difference of 0.02 it takes good ")
-    assert analysis.compare(values, of_interest=0.5).attrs["underpowered"] == ""
-    one = analysis.compare(values.where(values["seed"] == 0, drop=True))
+    assert analysis.compare(table, smallest_effect=0.5).attrs["underpowered"] == ""
+    one = analysis.compare(table.isel(seed=[0]))
     assert one.attrs["underpowered"] == "one seed: nothing can be told from it"
     assert one["p_adjusted"].isnull().all()
     with pytest.raises(ValueError, match="expected runs of 'gu' and of others"):
-        analysis.compare(values, "gu")
+        analysis.compare(table, "gu")
 
 
 def test_power_is_what_simulation_gives():
@@ -307,16 +307,18 @@ def _gaps(*gaps, seeds=5):
 def test_comparisons_say_what_cannot_be_said():
     values = _gaps(0.1, 0.0)
     values[7] = np.nan
-    found = analysis.compare(values)
+    table = analysis.by_schedule(values)
+    found = analysis.compare(table)
     assert np.isnan(found["difference"].values).tolist() == [True, False]
     assert np.isnan(found["seeds_needed"].values).tolist() == [True, False]
     assert found["p_adjusted"].values[1] == found["p"].values[1]  # one comparison is left
-    assert np.isinf(analysis.compare(1e4 * _gaps(0.1))["seeds_needed"]).all()
-    assert all(map(np.isnan, analysis.order_effect(analysis.by_schedule(values))))
-    with pytest.raises(ValueError, match=r"expected the table of by_schedule, \(schedule, seed\), got \(run\)"):
-        analysis.order_effect(values)
+    assert np.isinf(analysis.compare(1e4 * analysis.by_schedule(_gaps(0.1)))["seeds_needed"]).all()
+    assert all(map(np.isnan, analysis.order_effect(table)))
+    for statistic in (analysis.order_effect, analysis.compare, lambda x: analysis.paired_difference(x, "s0", "s1")):
+        with pytest.raises(ValueError, match=r"expected a table \(schedule, seed\), .* by_schedule .*, got \(run\)"):
+            statistic(values)
     with pytest.raises(ValueError, match="no runs of nope, only of standard, s0"):
-        analysis.paired_difference(_gaps(0.1), "nope", "standard")
+        analysis.paired_difference(analysis.by_schedule(_gaps(0.1)), "nope", "standard")
 
 
 def test_power_where_nothing_varies():

@@ -396,7 +396,7 @@ def test_learning_period_is_marked_where_it_is():
 
 def test_forest_is_sorted_and_fills_what_is_found():
     ds = _sweep(8)
-    compared = analysis.compare(analysis.transfer(ds))
+    compared = analysis.compare(analysis.by_schedule(analysis.transfer(ds)))
     ax = Figure().subplots()
     plots.forest(ax, compared)
     names = [text.get_text() for text in ax.get_yticklabels()]
@@ -404,7 +404,7 @@ def test_forest_is_sorted_and_fills_what_is_found():
     filled = sum(line.get_markerfacecolor() != "white" for line in ax.get_lines() if line.get_marker() == "o")
     assert filled == int((compared["p_adjusted"] < 0.05).sum())
     one = Figure().subplots()
-    plots.forest(one, analysis.compare(analysis.transfer(_sweep(1))))
+    plots.forest(one, analysis.compare(analysis.by_schedule(analysis.transfer(_sweep(1)))))
     assert all(line.get_marker() in ("x", "None") for line in one.get_lines())
 
 

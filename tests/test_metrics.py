@@ -7,8 +7,11 @@ import string
 import unicodedata
 
 import pytest
+import torch
+from torch import nn
 
-from fisherdyn.tasks.metrics import MLQA, SQUAD, AnswerMetric, score_answers
+from fisherdyn.tasks.batches import Batches
+from fisherdyn.tasks.metrics import MLQA, SQUAD, AnswerMetric, accuracy, score_answers
 
 ARTICLES = {
     "squad": "a an the",
@@ -145,3 +148,26 @@ def test_exact_matches_are_kept_call_by_call():
     metric = AnswerMetric(lambda model: (model, model / 2))
     assert [metric(0.8), metric(0.4)] == [0.8, 0.4]
     assert metric.exact_matches == [0.4, 0.2]
+
+
+class Logits(nn.Module):
+    """A classifier whose inputs are its logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs):
+        self.logits = self.weight * inputs
+        return self
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 7])
+def test_accuracy_is_the_share_of_right_answers_whatever_the_batches(batch):
+    """5 of 7 are right; a short last batch weighs by its examples, and the batches can be read again."""
+    predicted, labels = torch.tensor([0, 1, 2, 0, 1, 2, 0]), torch.tensor([0, 1, 2, 0, 1, 0, 1])
+    inputs = nn.functional.one_hot(predicted, 3).float()
+    batches = Batches(7, batch, lambda rows: {"inputs": inputs[rows], "labels": labels[rows]})
+    assert len(batches) == len(list(batches)) == -(-7 // batch)
+    assert torch.equal(torch.cat([b["labels"] for b in batches]), labels)
+    assert [accuracy(Logits(), batches) for _ in range(2)] == [5 / 7] * 2

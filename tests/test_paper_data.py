@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from fisherdyn.sweep.studies import FIGURE_4
-from paper_figures import published
+from paper_figures import consistency, published
 
 
 def test_disagreements_are_the_known_ones():
     known = pd.read_csv(published.PAPER / "disagreements.csv", dtype=str)
-    found = published.disagreements()
+    found = consistency.disagreements()
     pd.testing.assert_frame_equal(found.reset_index(drop=True).astype(str), known.astype(str))
 
 
@@ -31,7 +31,7 @@ def changed(monkeypatch):
         assert chosen.sum() == 1
         rows.loc[chosen, "value"] = value
         monkeypatch.setattr(published, "results", lambda: rows)
-        return published.disagreements()
+        return consistency.disagreements()
 
     return change
 
@@ -51,7 +51,7 @@ WRONG = {
 @pytest.mark.parametrize("check", WRONG)
 def test_a_wrong_digit_is_found(changed, check):
     value, metric, where = WRONG[check]
-    before = int((published.disagreements()["check"] == check).sum())
+    before = int((consistency.disagreements()["check"] == check).sum())
     after = changed(value, method="standard", metric=metric, **where)
     assert int((after["check"] == check).sum()) > before
 
@@ -120,9 +120,7 @@ def test_schedules_are_those_of_the_study():
 
 
 def test_reading_needs_no_torch():
-    code = (
-        "import sys; from paper_figures import published; published.disagreements(); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys; from paper_figures import consistency; consistency.disagreements(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

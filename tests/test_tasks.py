@@ -216,13 +216,13 @@ def test_subsamples_are_random_and_of_their_seed(hub):
     assert np.array_equal(chosen, subsample(400, 100, 0, 0))
     assert not np.array_equal(chosen, subsample(400, 100, 1, 0))
     assert not np.array_equal(chosen, subsample(400, 100, 0, 1))
-    everything = load(hub, "xnli").rows(0)
-    some = load(hub, "xnli", train_examples=12).rows(0)
+    everything = load(hub, "xnli").split(0)
+    some = load(hub, "xnli", train_examples=12).split(0)
     assert len(some) == 12
     assert some != everything[:12]
     assert all(row in everything for row in some)
     with pytest.raises(ValueError, match=r"mnli\.train: 49 examples: expected 1 to 48"):
-        load(hub, "xnli", train_examples=49).rows(0)
+        load(hub, "xnli", train_examples=49).split(0)
 
 
 def test_every_example_is_read_once_a_pass_in_its_own_order():
@@ -250,7 +250,7 @@ def test_batches_are_what_the_model_takes(hub):
 def test_the_question_is_in_the_choice(hub):
     """Cause and effect of the same premise and choices are different inputs."""
     task = load(hub, "xcopa")
-    row = task.rows(0)[0]
+    row = task.split(0)[0]
     cause, effect = (task.collate([{**row, "question": asked}])["input_ids"] for asked in ("cause", "effect"))
     assert cause.shape != effect.shape or not torch.equal(cause, effect)
 

@@ -357,7 +357,7 @@ def test_methods_are_compared_with_standard_and_corrected_for_their_number():
     ds = xr.concat(rows, "run").isel(run=rng.permutation(len(rows)))
     said = {line.split(",")[0]: line for line in tables.findings(ds).splitlines()}
     alone = tables.findings(ds.isel(run=np.isin(ds["schedule"].values, ["standard", "full"])))
-    p = analysis.paired_difference(analysis.transfer(ds), "full", "standard").p
+    p = analysis.paired_difference(analysis.by_schedule(analysis.transfer(ds)), "full", "standard").p
     assert 0.01 < p < 0.05
     assert alone.startswith("- Found: full transfers better than standard")
     assert "corrected" not in alone
@@ -411,7 +411,8 @@ def test_all_comparisons_of_a_report_are_corrected_together():
     p = []
     for size in (200, 1000, 4000):
         some = found.isel(run=np.flatnonzero(found["train_examples"].values == size))
-        p += [analysis.paired_difference(some["transfer"], name, "standard").p for name in ("top-down", "FUN")]
+        table = analysis.by_schedule(some["transfer"])
+        p += [analysis.paired_difference(table, name, "standard").p for name in ("top-down", "FUN")]
     corrected = [
         f"({one:.2g} corrected" in line for one, line in zip(analysis.adjusted(np.array(p)), said, strict=True)
     ]

@@ -11,13 +11,14 @@ import torch
 from transformers import BertForSequenceClassification
 
 from fisherdyn import tasks
+from fisherdyn.tasks.transfer import TEST, TRAIN
 from fisherdyn.tasks.tuning import set_language
 from fisherdyn.tasks.world import concepts as c
-from fisherdyn.tasks.world import describe, encoder, grammar, inference, pretrain
+from fisherdyn.tasks.world import encoder, grammar, inference, pretrain
+from fisherdyn.tasks.world.__main__ import describe
 from fisherdyn.tasks.world.__main__ import main as describe_main
 from fisherdyn.tasks.world.corpus import Corpus, sample_documents
 from fisherdyn.tasks.world.languages import LANGUAGES, MASK, PAD, Languages, distance, slot_order
-from fisherdyn.tasks.world.task import TEST, TRAIN
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,9 @@ def test_classes_are_balanced_and_the_hypothesis_alone_says_little(languages):
 def test_same_seed_same_world_and_another_is_another():
     a, b, other = Languages(3), Languages(3), Languages(4)
     assert a.vocabulary == b.vocabulary != other.vocabulary
-    first, second = (inference.make_split(x, "te", 50, np.random.default_rng(1)) for x in (a, b))
+    meanings = grammar.sample_meanings(50, np.random.default_rng(1))
+    assert (a.speak(meanings, a.index("te")) == b.speak(meanings, b.index("te"))).all()
+    first, second = (tasks.load("world").make_split("te", 50, np.random.default_rng(1)) for _ in range(2))
     assert all((first[k] == second[k]).all() for k in first)
 
 
@@ -296,8 +299,9 @@ def test_the_task_uses_the_splits_that_it_names(task):
     """Targets are tested on their own text, tr(F) is measured on inputs that are not trained on, and no case is said."""
     for code, metric in task.evaluate().items():
         expected = task.split(TEST, code)["input_ids"]
-        assert torch.equal(metric.keywords["split"]["input_ids"], expected)
-        assert metric.keywords["code"] == code
+        (batch,) = metric.keywords["batches"]
+        assert torch.equal(batch["input_ids"], expected)
+        assert metric.keywords["language"] == code
         assert expected.shape != task.split(TEST)["input_ids"].shape or not torch.equal(
             expected, task.split(TEST)["input_ids"]
         )

@@ -1,25 +1,36 @@
-"""From records to numbers: curves of tr(F), their shape, transfer, schedules, and what goes with what.
+"""From records to numbers: curves of tr(F) and their shape, results, schedules, comparisons, correlations and power.
 
-Everything takes xarray and gives xarray or plain numbers; nothing here needs torch. One question a file: curves and
-shape (what did tr(F) do), results (where did it lead), schedules (which layer when), compare (is one better),
-correlations and between (what goes with what, between schedules), power (could this study have seen it).
+Every function takes xarray objects or numbers and returns xarray objects or numbers; nothing here needs torch. Each file
+answers one question:
+
+    curves, shape                       what did tr(F) do?
+    results                             how well did each run transfer?
+    schedules                           which layer opened when?
+    intervals, compare                  is one schedule better than another?
+    correlations, schedule_correlation  what goes with what, between schedules?
+    power                               could this study have seen it?
 """
 
 from __future__ import annotations
 
-from .compare import compare, mean_interval, order_effect, over_seeds, paired_difference
-from .correlations import correlation, rank_correlation
-from .curves import learning_curve, learning_curve_se, per_open_layer, smooth, to_unit
-from .interval import Interval, adjusted
+from .compare import compare, order_effect, paired_difference
+from .correlations import correlation, partial_correlation
+from .curves import learning_curve, learning_curve_se, smooth, to_unit
+from .intervals import Interval, adjusted, mean_interval, over_seeds
 from .power import detectable, points_needed, power, seeds_needed
-from .results import FINAL, GROUP_WIDTH, by_schedule, groups, result, results, summarise, transfer
-from .schedule_correlation import across_schedules, mixed_correlation, reliability, transfer_correlations
+from .results import by_schedule, groups, result, results, summarise, transfer
+from .schedule_correlation import (
+    across_schedules,
+    mixed_correlation,
+    partial_across_schedules,
+    reliability,
+    transfer_correlations,
+)
 from .schedules import averaged_schedule, distance_from_top_down, opening_order
 from .shape import area, learning_period, peak, shape, shape_from_errors, width
 
 __all__ = [
     "smooth",
-    "per_open_layer",
     "learning_curve",
     "learning_curve_se",
     "to_unit",
@@ -29,8 +40,6 @@ __all__ = [
     "learning_period",
     "shape",
     "shape_from_errors",
-    "FINAL",
-    "GROUP_WIDTH",
     "result",
     "results",
     "transfer",
@@ -48,8 +57,9 @@ __all__ = [
     "compare",
     "order_effect",
     "correlation",
-    "rank_correlation",
+    "partial_correlation",
     "across_schedules",
+    "partial_across_schedules",
     "mixed_correlation",
     "reliability",
     "transfer_correlations",

@@ -1,4 +1,4 @@
-"""Is one better? Means over seeds, and schedules compared in pairs of runs that share a seed."""
+"""Is one schedule better than another? Comparisons of (schedule, seed) tables, paired by seed."""
 
 from __future__ import annotations
 
@@ -8,122 +8,119 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from .interval import Interval, adjusted
+from .intervals import Interval, adjusted, mean_interval
 from .power import seeds_needed
-from .results import by_schedule
 
-OF_INTEREST = 0.02
+SMALLEST_EFFECT = 0.02
 """The difference that a study should be able to see: the 2 points that the paper reports over four data sets."""
 
 
-def mean_interval(values: np.ndarray) -> Interval:
-    """Student's t interval of a mean (of paired differences: the paired t-test), and its two-sided p against 0."""
-    x = np.asarray(values, dtype=float)
-    n, mean = len(x), float(np.mean(x))
-    if n < 2:
-        return Interval(mean, -math.inf, math.inf, n)
-    se = float(np.std(x, ddof=1)) / math.sqrt(n)
-    half = float(stats.t.ppf(0.975, n - 1)) * se
-    # Not by ttest_1samp, which warns where differences are equal but for rounding.
-    p = float(2 * stats.t.sf(abs(mean) / se, n - 1)) if se != 0 else float(mean == 0)
-    return Interval(mean, mean - half, mean + half, n, p)
+def paired_difference(table: xr.DataArray, first: str, second: str) -> Interval:
+    """Schedule `first` minus schedule `second`, paired by seed, with the paired t-test's p.
 
-
-def over_seeds(values: xr.DataArray) -> xr.DataArray:
-    """Mean and 95 % interval (Student's t) over `seed` of any table: (bound: estimate, low, high, ...).
-
-    Peaks by schedule, for one: over_seeds(by_schedule(summarise(ds)["peak"])). With one seed the interval is infinite.
-    """
-    n = values.sizes["seed"]
-    mean = values.mean("seed", skipna=False)
-    half = mean * np.inf if n < 2 else stats.t.ppf(0.975, n - 1) * values.std("seed", ddof=1, skipna=False) / n**0.5
-    half = abs(half)
-    found = xr.concat([mean, mean - half, mean + half], "bound").assign_coords(bound=["estimate", "low", "high"])
-    found.attrs = dict(values.attrs)
-    return found
-
-
-def paired_difference(values: xr.DataArray, first: str, second: str) -> Interval:
-    """Schedule `first` minus `second` of a per-run value, paired by seed.
+    Args:
+        table: (schedule, seed), made by `by_schedule`.
 
     Raises:
-        ValueError: there is no such schedule.
+        ValueError: the table has other dimensions, or lacks one of the schedules.
     """
-    table = by_schedule(values)
-    if unknown := {first, second} - set(table["schedule"].values.tolist()):
-        raise ValueError(f"no runs of {', '.join(sorted(unknown))}, only of {', '.join(table['schedule'].values)}")
+    _require_table(table)
+    known = table["schedule"].values.tolist()
+    if unknown := {first, second} - set(known):
+        raise ValueError(f"no runs of {', '.join(sorted(unknown))}, only of {', '.join(known)}")
     return mean_interval((table.sel(schedule=first) - table.sel(schedule=second)).values)
 
 
-def compare(values: xr.DataArray, baseline: str = "standard", of_interest: float = OF_INTEREST) -> xr.Dataset:
-    """Every schedule minus a baseline, paired by seed, and whether there were seeds enough to tell.
+def compare(table: xr.DataArray, baseline: str = "standard", smallest_effect: float = SMALLEST_EFFECT) -> xr.Dataset:
+    """Compares every schedule with a baseline, paired by seed, and tells whether there were seeds enough.
 
     Args:
-        values: per run, with coordinates schedule and seed.
-        of_interest: the difference that the study should be able to see, in the units of values.
+        table: (schedule, seed), made by `by_schedule`.
+        smallest_effect: the smallest difference that the study should be able to see, in the units of the table.
 
     Returns:
-        Over schedule: difference, low, high (95 %, each for itself), p (paired t), p_adjusted (over all schedules) and
-        seeds_needed (for `of_interest` at 80 % power, from the spread that was found; NaN with one seed, infinite beyond
-        100,000). All are NaN where a run has no value. Attributes: seeds, baseline, of_interest, and underpowered: what
-        needs more seeds, in words, or "".
+        Over schedule: difference, low, high (95 %, not corrected), p (paired t-test), p_adjusted (over all schedules) and
+        seeds_needed (to see `smallest_effect` with 80 % power, given the observed spread; NaN with one seed, infinite
+        above 100,000). All are NaN where a run has no value. Attributes: seeds, baseline, smallest_effect, and
+        underpowered, a sentence that names the schedules with too few seeds ("" where there is none).
 
     Raises:
-        ValueError: no run of the baseline, or none of anything else.
+        ValueError: the table has other dimensions, lacks the baseline, or has nothing else.
     """
-    table = by_schedule(values)
+    _require_table(table)
     names = [name for name in table["schedule"].values.tolist() if name != baseline]
     if len(names) in (0, table.sizes["schedule"]):
         raise ValueError(f"expected runs of {baseline!r} and of others, got {', '.join(table['schedule'].values)}")
     differences = (table.sel(schedule=names) - table.sel(schedule=baseline)).transpose("schedule", "seed").values
-    rows = [mean_interval(row) for row in differences]
-    n = table.sizes["seed"]
-    needed = [_needed(of_interest, row) for row in differences]
+    intervals = [mean_interval(row) for row in differences]
+    needed = [_seeds_needed(smallest_effect, row) for row in differences]
     columns = {
-        "difference": [row.estimate for row in rows],
-        "low": [row.low for row in rows],
-        "high": [row.high for row in rows],
-        "p": [row.p for row in rows],
-        "p_adjusted": adjusted(np.array([row.p for row in rows])),
+        "difference": [interval.estimate for interval in intervals],
+        "low": [interval.low for interval in intervals],
+        "high": [interval.high for interval in intervals],
+        "p": [interval.p for interval in intervals],
+        "p_adjusted": adjusted(np.array([interval.p for interval in intervals])),
         "seeds_needed": needed,
     }
-    found = xr.Dataset({name: ("schedule", values) for name, values in columns.items()}, {"schedule": names})
-    short = [f"{name} {need:.0f}" for name, need in zip(names, needed, strict=True) if need > n]
-    said = f"{n} seeds; to find a difference of {of_interest:g} it takes {', '.join(short)}" if short else ""
-    if n < 2:
-        said = "one seed: nothing can be told from it"
-    return found.assign_attrs(seeds=n, baseline=baseline, of_interest=of_interest, underpowered=said)
+    comparison = xr.Dataset({name: ("schedule", column) for name, column in columns.items()}, {"schedule": names})
+    seeds = table.sizes["seed"]
+    return comparison.assign_attrs(
+        seeds=seeds,
+        baseline=baseline,
+        smallest_effect=smallest_effect,
+        underpowered=_underpowered(dict(zip(names, needed, strict=True)), seeds, smallest_effect),
+    )
 
 
-def _needed(of_interest: float, differences: np.ndarray) -> float:
+def _seeds_needed(smallest_effect: float, differences: np.ndarray) -> float:
     sd = float(np.std(differences, ddof=1)) if len(differences) > 1 else math.nan
     if math.isnan(sd):
         return math.nan
     try:
-        return seeds_needed(of_interest, sd)
+        return seeds_needed(smallest_effect, sd)
     except ValueError:  # more than anybody has
         return math.inf
 
 
-def order_effect(values: xr.DataArray) -> tuple[float, float, float]:
-    """Whether schedules differ: a two-way table (schedule, seed) without interaction, as `by_schedule` makes it.
+def _underpowered(needed: dict[str, float], seeds: int, smallest_effect: float) -> str:
+    if seeds < 2:
+        return "one seed: nothing can be told from it"
+    short = [f"{name} {count:.0f}" for name, count in needed.items() if count > seeds]
+    if not short:
+        return ""
+    return f"{seeds} seeds; to find a difference of {smallest_effect:g} it takes {', '.join(short)}"
+
+
+def order_effect(table: xr.DataArray) -> tuple[float, float, float]:
+    """Tests whether schedules differ: two-way analysis of variance (schedule, seed) without interaction.
+
+    Args:
+        table: (schedule, seed), made by `by_schedule`.
 
     Returns:
-        sd of the schedules' means; sd of one run around schedule and seed; p of the F test (1 where all are equal). NaN
-        where a run has no value.
+        The sd of the schedules' means, the sd of the residuals (one run, around schedule and seed), and the F test's p
+        (1 where all means are equal). All are NaN where a run has no value.
+
+    Raises:
+        ValueError: the table has other dimensions.
     """
-    if set(values.dims) != {"schedule", "seed"}:
-        raise ValueError(
-            f"expected the table of by_schedule, (schedule, seed), got ({', '.join(map(str, values.dims))})"
-        )
-    if bool(values.isnull().any()):
+    _require_table(table)
+    if bool(table.isnull().any()):
         return math.nan, math.nan, math.nan
-    schedules, seeds = values.sizes["schedule"], values.sizes["seed"]
-    between = float(values.mean("seed").std(ddof=1))
-    residual = values - values.mean("seed") - values.mean("schedule") + values.mean()
+    schedules, seeds = table.sizes["schedule"], table.sizes["seed"]
+    between = float(table.mean("seed").std(ddof=1))
+    residual = table - table.mean("seed") - table.mean("schedule") + table.mean()
     freedom = (schedules - 1) * (seeds - 1)
     noise = float(np.sqrt((residual**2).sum() / freedom))
     if between < 1e-12:
         return between, noise, 1.0
     ratio = between**2 * seeds / noise**2 if noise > 0 else math.inf
     return between, noise, float(stats.f.sf(ratio, schedules - 1, freedom))
+
+
+def _require_table(table: xr.DataArray) -> None:
+    if set(table.dims) != {"schedule", "seed"}:
+        raise ValueError(
+            "expected a table (schedule, seed), which by_schedule makes of values over run, "
+            f"got ({', '.join(map(str, table.dims))})"
+        )

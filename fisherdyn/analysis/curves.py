@@ -10,7 +10,7 @@ WINDOW = 3
 
 
 def smooth(curve: xr.DataArray, window: int = WINDOW) -> xr.DataArray:
-    """The centred moving average over `step`, of fewer records at both ends; NaN stays NaN.
+    """The centred moving average over `step`, with fewer records at both ends; NaN stays NaN.
 
     Raises:
         ValueError: a window below 1.
@@ -37,9 +37,10 @@ def learning_curve(ds: xr.Dataset, window: int = WINDOW) -> xr.DataArray:
     """
     if "step" not in ds["fisher_trace"].dims:
         raise ValueError(
-            "expected a record over step (of Recorder, fit or a sweep), and a probe is one moment of it: plot it"
+            "expected a record over step, from Recorder, fit or a sweep, got a probe, which has no steps: "
+            "plot its layers with ds.fisher.plot()"
         )
-    curve = smooth(per_open_layer(ds, "fisher_trace"), window)
+    curve = smooth(per_open_layer(ds["fisher_trace"], ds["trainable"]), window)
     curve.attrs = {"long_name": "tr(F) per open adapter", "units": "nat"}
     return curve
 
@@ -47,24 +48,25 @@ def learning_curve(ds: xr.Dataset, window: int = WINDOW) -> xr.DataArray:
 def learning_curve_se(ds: xr.Dataset) -> xr.DataArray:
     """Standard error of `learning_curve(ds, window=1)`: (..., step), in nats.
 
-    Layers are measured on the same examples, so their errors are taken to move together: an upper bound.
+    Layers are measured on the same examples, so their errors are taken to be fully correlated: this is an upper bound.
     """
-    error = per_open_layer(ds, "fisher_trace_se")
+    error = per_open_layer(ds["fisher_trace_se"], ds["trainable"])
     error.attrs = {"long_name": "standard error of tr(F) per open adapter", "units": "nat"}
     return error
 
 
-def per_open_layer(ds: xr.Dataset, variable: str = "fisher_trace") -> xr.DataArray:
-    """The sum over open layers over their number: (..., step); NaN where no layer is open."""
-    is_open = ds["trainable"] > 0
+def per_open_layer(values: xr.DataArray, trainable: xr.DataArray) -> xr.DataArray:
+    """Mean over the open layers: (..., layer) -> (...); NaN where no layer is open."""
+    is_open = trainable > 0
     count = is_open.sum("layer")
-    return ds[variable].where(is_open, 0.0).sum("layer") / count.where(count > 0)
+    return values.where(is_open, 0.0).sum("layer") / count.where(count > 0)
 
 
 def to_unit(curve: xr.DataArray, over: str | tuple[str, ...] = "step") -> xr.DataArray:
-    """A curve over its largest value along `over`, so that it runs from 0 to 1; NaN where that is not positive.
+    """A curve divided by its maximum along `over`; NaN where the maximum is not positive.
 
-    Over "step" each curve fills the range (shapes are compared), over all dimensions only the highest does (heights too).
+    Over "step" every curve has a maximum of 1, to compare shapes. Over all dimensions only the highest curve has, which
+    keeps their heights comparable.
     """
     top = curve.max(over)
     scaled = curve / top.where(top > 0)

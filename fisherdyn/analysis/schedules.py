@@ -1,4 +1,4 @@
-"""Which layer opened when: orders, how far they are from top-down, and the average schedule of Figure 5."""
+"""When layers open: their order, its distance from top-down, and the average schedule of Figure 5."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .results import by_schedule
 
 
 def opening_order(selected: xr.DataArray) -> xr.DataArray:
-    """The layer that opened first, second, ... after the start of training.
+    """The layers in the order in which they opened after the start of training.
 
     Args:
         selected: (..., layer), the step at which each layer opened, -1 for never; layers bottom first.
 
     Returns:
-        (..., opening): the layer's index, bottom 0; opening counts from 1. NaN where there is none, and in a run that
-        opened two layers at one step (linear probing), which has no order.
+        (..., opening): the index of the layer (bottom 0) that opened first, second, ...; opening counts from 1. NaN after
+        the last opening, and throughout in a run that opened two layers at one step (linear probing).
     """
     layers = selected.sizes["layer"]
     order = xr.apply_ufunc(
@@ -29,33 +29,33 @@ def opening_order(selected: xr.DataArray) -> xr.DataArray:
 
 
 def _orders(selected: np.ndarray) -> np.ndarray:
-    later = np.where(selected > 0, selected.astype(float), np.inf)
-    order = np.argsort(later, axis=-1, kind="stable").astype(float)
-    when = np.sort(later, axis=-1)
-    order[np.isinf(when)] = np.nan
-    together = ((when[..., 1:] == when[..., :-1]) & np.isfinite(when[..., 1:])).any(axis=-1)
-    order[together] = np.nan
+    step = np.where(selected > 0, selected.astype(float), np.inf)
+    order = np.argsort(step, axis=-1, kind="stable").astype(float)
+    step = np.sort(step, axis=-1)
+    order[np.isinf(step)] = np.nan
+    tied = ((step[..., 1:] == step[..., :-1]) & np.isfinite(step[..., 1:])).any(axis=-1)
+    order[tied] = np.nan
     return order
 
 
 def distance_from_top_down(selected: xr.DataArray) -> xr.DataArray:
-    """Kendall's tau distance of a schedule from top-down: the share of layer pairs that opened in the other order.
+    """Kendall's tau distance of a schedule from top-down: the share of pairs of layers that opened bottom first.
 
-    0 is top-down, 1 bottom-up, about 1/2 a random order. Pairs are of layers that opened after the start, at two
-    different steps; NaN where there is no such pair (standard training, linear probing).
+    It is 0 for top-down, 1 for bottom-up, and 1/2 on average for random orders. Only pairs that opened after the start
+    and at different steps count; NaN where there is none (standard training, linear probing).
 
     Args:
         selected: (..., layer), the step at which each layer opened, -1 for never; layers bottom first.
     """
     low, high = np.triu_indices(selected.sizes["layer"], 1)
-    a, b = (
+    lower, higher = (
         selected.isel(layer=xr.DataArray(index, dims="pair")).drop_vars("layer", errors="ignore")
         for index in (low, high)
     )
-    counts = (a > 0) & (b > 0) & (a != b)
-    found = (counts & (a < b)).sum("pair") / counts.sum("pair").where(counts.any("pair"))
-    found.attrs = {"long_name": "Kendall's tau distance from top-down", "units": "1"}
-    return found
+    ordered = (lower > 0) & (higher > 0) & (lower != higher)
+    distance = (ordered & (lower < higher)).sum("pair") / ordered.sum("pair").where(ordered.any("pair"))
+    distance.attrs = {"long_name": "Kendall's tau distance from top-down", "units": "1"}
+    return distance
 
 
 def averaged_schedule(selected: xr.DataArray) -> xr.Dataset:
@@ -65,8 +65,8 @@ def averaged_schedule(selected: xr.DataArray) -> xr.Dataset:
         selected: (run, layer) with coordinates schedule and seed, as a record has it.
 
     Returns:
-        layer (mean index) and se (over seeds; NaN with one) over (schedule, opening); schedules without an order of
-        their own (standard training, linear probing) are left out.
+        layer (mean index) and se (standard error over seeds; NaN with one) over (schedule, opening), without schedules
+        that have no order (standard training, linear probing).
 
     Raises:
         ValueError: no schedule opened layers one at a time.
@@ -81,7 +81,7 @@ def averaged_schedule(selected: xr.DataArray) -> xr.Dataset:
         if table.sizes["seed"] > 1
         else table.mean("seed") * np.nan
     )
-    found = xr.Dataset({"layer": table.mean("seed"), "se": error})
-    found["layer"].attrs = {"long_name": "layer that opens, mean over seeds", "units": "1"}
-    found["se"].attrs = {"long_name": "standard error over seeds", "units": "1"}
-    return found
+    average = xr.Dataset({"layer": table.mean("seed"), "se": error})
+    average["layer"].attrs = {"long_name": "layer that opens, mean over seeds", "units": "1"}
+    average["se"].attrs = {"long_name": "standard error over seeds", "units": "1"}
+    return average

@@ -1,4 +1,4 @@
-"""Datasets as pictures: each function takes an Axes and what it draws, and returns the Axes. No torch, no training."""
+"""Pictures of datasets. Each function takes an Axes and a dataset, draws, and returns the Axes. Nothing here needs torch."""
 
 from __future__ import annotations
 

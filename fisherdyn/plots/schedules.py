@@ -1,4 +1,4 @@
-"""Which layer opens when."""
+"""Pictures of schedules: which layer opens when."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from .style import GREY, label, look, marks
 
 
 def openings(ax: Axes, ds: xr.Dataset) -> Axes:
-    """One run's schedule: a bar a layer, from the step at which it opens to the last; frozen layers have none.
+    """One run's schedule: a bar for each layer, from the step at which it opens to the last step.
+
+    Layers that stay frozen have no bar.
 
     Args:
         ds: one run, with selected (layer) and step.
@@ -30,18 +32,20 @@ def openings(ax: Axes, ds: xr.Dataset) -> Axes:
 
 
 def averaged_schedules(ax: Axes, averaged: xr.Dataset) -> Axes:
-    """Figure 5: the layer that opens first, second, ..., averaged over runs, beside top-down (the grey diagonal).
+    """Figure 5: the layer that opens first, second, ..., averaged over runs, with bars of one standard error.
+
+    The grey diagonal is top-down.
 
     Args:
-        averaged: layer and se over (schedule, opening), of `analysis.averaged_schedule`. Bars: one standard error.
+        averaged: layer and se over (schedule, opening), from `analysis.averaged_schedule`.
     """
     top = averaged.sizes["opening"] - 1
     ax.plot(averaged["opening"], top - np.arange(top + 1), color=GREY, linewidth=4, alpha=0.35, label="GU (top-down)")
     others = [name for name in averaged["schedule"].values.tolist() if label(name) != "GU (top-down)"]
     for i, name in enumerate(others):
-        one = averaged.sel(schedule=name)
-        error = None if one["se"].isnull().all() else one["se"]
-        ax.errorbar(one["opening"], one["layer"], yerr=error, label=label(name), **marks(i))
+        schedule = averaged.sel(schedule=name)
+        error = None if schedule["se"].isnull().all() else schedule["se"]
+        ax.errorbar(schedule["opening"], schedule["layer"], yerr=error, label=label(name), **marks(i))
     ax.set_ylim(-0.7, top + 0.7)
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -1,4 +1,4 @@
-"""tr(F) over training: by layer, as a map or as lines, and as the paper's curve."""
+"""Pictures of tr(F) over training: by layer, as lines or as a map, and as the paper's curve."""
 
 from __future__ import annotations
 
@@ -16,39 +16,47 @@ from .style import COLOURS, look
 
 
 def by_layer(ax: Axes, ds: xr.Dataset) -> Axes:
-    """tr(F) of every layer with one standard error: a line a layer along step, or along layers where it was taken once.
+    """tr(F) of every layer, with a band of one standard error.
+
+    A record has a line for each layer over steps, from dark (bottom) to light (top). A probe has a line over layers, one
+    for each loader.
 
     Args:
-        ds: over (step, layer), (layer,) or (loader, layer). Lines go from dark (bottom layer) to light (top).
+        ds: over (step, layer), (layer,) or (loader, layer).
+
+    Raises:
+        ValueError: more dimensions, such as several runs.
     """
     trace, error = ds["fisher_trace"], ds["fisher_trace_se"]
-    over = "step" if "step" in trace.dims else "layer"
-    rest = [dim for dim in trace.dims if dim != over]
-    if len(rest) > 1:
+    along = "step" if "step" in trace.dims else "layer"
+    others = [dim for dim in trace.dims if dim != along]
+    if len(others) > 1:
         raise ValueError(
             f"expected one run over (step, layer), (layer,) or (loader, layer), got {trace.dims}: select one"
         )
-    names = ds[rest[0]].values.tolist() if rest else [None]
+    names = ds[others[0]].values.tolist() if others else [None]
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
     for name, colour in zip(names, shades, strict=True):
-        one = {rest[0]: name} if rest else {}
-        mean, se = trace.sel(one), error.sel(one)
-        ax.plot(mean[over], mean, color=colour, label=name, marker="o" if over == "layer" else None, markersize=3)
-        ax.fill_between(mean[over], mean - se, mean + se, color=colour, alpha=0.2, linewidth=0)
+        line = {others[0]: name} if others else {}
+        mean, se = trace.sel(line), error.sel(line)
+        ax.plot(mean[along], mean, color=colour, label=name, marker="o" if along == "layer" else None, markersize=3)
+        ax.fill_between(mean[along], mean - se, mean + se, color=colour, alpha=0.2, linewidth=0)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("layer (bottom first)" if over == "layer" else "step")
+    ax.set_xlabel("layer (bottom first)" if along == "layer" else "step")
     ax.set_ylabel("tr(F) (nat)")
-    if rest:
-        ax.legend(title=rest[0], ncols=2 if len(names) > 6 else 1, fontsize="small", title_fontsize="small")
+    if others:
+        ax.legend(title=others[0], ncols=2 if len(names) > 6 else 1, fontsize="small", title_fontsize="small")
     return ax
 
 
 def heat_map(ax: Axes, ds: xr.Dataset, top: float | None = None) -> Axes:
-    """tr(F) of every layer over training as a map, lighter is more (by its root); white marks are where a layer opens.
+    """tr(F) of every layer over training as a map, with a white mark where a layer opens.
+
+    Lightness follows the square root of tr(F).
 
     Args:
         ds: one run, over (step, layer).
-        top: tr(F) of the lightest colour, in nats (default: the largest), so that maps can share a scale.
+        top: tr(F) of the lightest colour, in nats (default: the maximum), so that maps can share a scale.
     """
     trace = ds["fisher_trace"].transpose("layer", "step")
     steps, layers = ds["step"].values.astype(float), np.arange(ds.sizes["layer"])
@@ -71,21 +79,21 @@ def heat_map(ax: Axes, ds: xr.Dataset, top: float | None = None) -> Axes:
 
 
 def curves(ax: Axes, values: xr.DataArray, groups: dict[str, list[str]], *, normalise: bool = False) -> Axes:
-    """One line a group of schedules: the mean over its runs, with a band of plus or minus one standard error over seeds.
+    """A line for each group of schedules: the mean over its runs, with a band of one standard error over seeds.
 
     Args:
         values: (run, step) with coordinate schedule.
         groups: legend label -> schedules.
-        normalise: divide by the largest mean of all groups, so that the axis runs to 1.
+        normalise: divide all lines by their maximum, so that the axis runs to 1.
     """
     table = analysis.by_schedule(values)
-    found = {}
+    lines = {}
     for name, schedules in groups.items():
         per_seed = table.sel(schedule=schedules).mean("schedule")
         error = per_seed.std("seed", ddof=1) / np.sqrt(per_seed.sizes["seed"]) if per_seed.sizes["seed"] > 1 else None
-        found[name] = (per_seed.mean("seed"), error)
-    scale = max(float(mean.max()) for mean, _ in found.values()) if normalise else 1.0
-    for i, (name, (mean, error)) in enumerate(found.items()):
+        lines[name] = (per_seed.mean("seed"), error)
+    scale = max(float(mean.max()) for mean, _ in lines.values()) if normalise else 1.0
+    for i, (name, (mean, error)) in enumerate(lines.items()):
         ax.plot(mean["step"], mean / scale, label=name, **look(i))
         if error is not None:
             low, high = (mean - error) / scale, (mean + error) / scale
@@ -95,18 +103,20 @@ def curves(ax: Axes, values: xr.DataArray, groups: dict[str, list[str]], *, norm
 
 
 def learning_period(ax: Axes, curve: xr.DataArray, level: float = 0.5, colour: str = COLOURS[0]) -> Axes:
-    """Marks a curve's peak and, at `level` of its height, from when to when it lasts; an arrow where no end was seen.
+    """Marks a curve's peak and its learning period, with an arrow at a side that is censored.
 
     Args:
-        curve: (step,), as it is drawn.
+        curve: (step,), as drawn.
+        level: as in `analysis.learning_period`.
+        colour: of the marks.
     """
-    found = analysis.shape(curve, level)
-    peak, onset, end = (float(found[name]) for name in ("peak", "onset", "end"))
+    shape = analysis.shape(curve, level)
+    peak, onset, end = (float(shape[name]) for name in ("peak", "onset", "end"))
     if np.isnan(peak):
         return ax
     mark: dict[str, Any] = {"color": colour, "markersize": 4, "linestyle": "none", "clip_on": False, "zorder": 4}
-    ax.plot(float(found["peak_step"]), peak, marker="o", markerfacecolor="white", **mark)
+    ax.plot(float(shape["peak_step"]), peak, marker="o", markerfacecolor="white", **mark)
     ax.plot([onset, end], [level * peak] * 2, color=colour, linewidth=1, alpha=0.8)
     for at, censored, ends in ((onset, "onset_censored", "|<"), (end, "end_censored", "|>")):
-        ax.plot(at, level * peak, marker=ends[1] if float(found[censored]) else ends[0], **mark)
+        ax.plot(at, level * peak, marker=ends[1] if float(shape[censored]) else ends[0], **mark)
     return ax

@@ -1,4 +1,4 @@
-"""What transfers: groups of schedules, languages by their distance, methods side by side."""
+"""Pictures of transfer: by group of schedules, by distance of the language, between methods, and with tr(F)'s shape."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from .style import ACL_PAGE, COLOURS, GREY, MARKERS, STYLE, label, look, marks
 from .traces import curves
 
 
-def transfer_groups(summary: xr.Dataset, most: int = len(COLOURS)) -> dict[str, list[str]]:
-    """Footnote 9's groups, best first, labelled by transfer and size; beyond `most` the rest is one group."""
+def transfer_groups(summary: xr.Dataset, at_most: int = len(COLOURS)) -> dict[str, list[str]]:
+    """Footnote 9's groups of schedules, best first, labelled by their transfer and size.
+
+    Args:
+        summary: from `analysis.summarise`.
+        at_most: number of groups; the last one takes all that remain.
+    """
     mean = analysis.by_schedule(summary["transfer"]).mean("seed")
     by_name = dict(zip(mean["schedule"].values.tolist(), mean.values.tolist(), strict=True))
-    found = analysis.groups(by_name)
-    if len(found) > most:
-        found = [*found[: most - 1], [name for names in found[most - 1 :] for name in names]]
-    return {_group_label([by_name[name] for name in names], names): names for names in found}
+    grouped = analysis.groups(by_name)
+    if len(grouped) > at_most:
+        grouped = [*grouped[: at_most - 1], [name for names in grouped[at_most - 1 :] for name in names]]
+    return {_group_label([by_name[name] for name in names], names): names for names in grouped}
 
 
 def _group_label(values: Sequence[float], names: Sequence[str]) -> str:
@@ -32,29 +37,31 @@ def _group_label(values: Sequence[float], names: Sequence[str]) -> str:
 
 
 def _count(names: Sequence[str]) -> str:
-    marked = [name for name in ("standard", "top-down") if name in names]
-    others = len(names) - len(marked)
-    parts = [*marked, *([f"{others} other{'s' if others > 1 else ''}" if marked else f"{others}"] if others else [])]
-    return ", ".join(parts)
+    """The size of a group, with the schedules that everybody looks for by name."""
+    named = [name for name in ("standard", "top-down") if name in names]
+    others = len(names) - len(named)
+    if not named:
+        return f"{others}"
+    return ", ".join([*named, *([f"{others} other{'s' if others > 1 else ''}"] if others else [])])
 
 
 def groups(left: Axes, right: Axes, ds: xr.Dataset) -> tuple[Axes, Axes]:
-    """Figure 4's two curves of footnote 9's groups: tr(F) per open adapter, and accuracy on the source's development set.
+    """Figure 4's curves by footnote 9's groups: left tr(F) per open adapter, right accuracy on the source's development set.
 
     Args:
         ds: the record of a permutation sweep.
     """
-    found = transfer_groups(analysis.summarise(ds))
-    curves(left, analysis.learning_curve(ds), found, normalise=True)
+    schedules = transfer_groups(analysis.summarise(ds))
+    curves(left, analysis.learning_curve(ds), schedules, normalise=True)
     left.set_ylabel("tr(F) per open adapter\n(highest = 1)")
     left.set_ylim(bottom=0)
-    curves(right, 100 * ds["source_metric"], found)
+    curves(right, 100 * ds["source_metric"], schedules)
     right.set_ylabel("source dev. accuracy (%)")
     return left, right
 
 
 def figure_4(ds: xr.Dataset) -> Figure:
-    """The counterpart of the paper's Figure 4: tr(F) per open adapter and the validation curve, grouped by transfer.
+    """The counterpart of the paper's Figure 4: tr(F) per open adapter and the validation curve, by group of transfer.
 
     Args:
         ds: the record of a permutation sweep.
@@ -71,22 +78,23 @@ def figure_4(ds: xr.Dataset) -> Figure:
 
 
 def transfer_by_distance(ax: Axes, ds: xr.Dataset, schedules: Sequence[str]) -> Axes:
-    """Accuracy in each target against its distance from the source, a line a schedule, bars of one standard error.
+    """Accuracy in each target against its distance from the source, with bars of one standard error.
 
-    Schedules that the record lacks are left out.
+    Args:
+        schedules: a line each; those that the record lacks are left out.
 
     Raises:
-        ValueError: the record has no distances; those of the embedded world do.
+        ValueError: the record has no distances.
     """
     if "distance" not in ds.coords:
         raise ValueError("no distance of its languages from the source: assign a coordinate distance over target")
     table = 100 * analysis.by_schedule(analysis.result(ds))
     table = table.assign_coords(distance=ds["distance"]).sortby("distance")
     for i, name in enumerate(name for name in schedules if name in table["schedule"]):
-        one = table.sel(schedule=name)
-        n = one.sizes["seed"]
-        error = one.std("seed", ddof=1) / np.sqrt(n) if n > 1 else None
-        ax.errorbar(one["distance"], one.mean("seed"), yerr=error, label=label(name), **marks(i))
+        accuracy = table.sel(schedule=name)
+        n = accuracy.sizes["seed"]
+        error = accuracy.std("seed", ddof=1) / np.sqrt(n) if n > 1 else None
+        ax.errorbar(accuracy["distance"], accuracy.mean("seed"), yerr=error, label=label(name), **marks(i))
     for x, name in zip(table["distance"].values, table["target"].values, strict=True):
         ax.annotate(str(name), (x, 1.01), xycoords=("data", "axes fraction"), ha="center", color="0.4", fontsize=7)
     ax.set_xlabel("distance from the source (0 to 1)")
@@ -96,25 +104,23 @@ def transfer_by_distance(ax: Axes, ds: xr.Dataset, schedules: Sequence[str]) -> 
 
 
 def forest(ax: Axes, compared: xr.Dataset) -> Axes:
-    """Methods against one another: difference in points with its 95 % interval, best on top.
+    """Differences of methods from a baseline, in points with 95 % intervals, the best on top.
 
-    Filled where p, corrected for the number of methods, is below .05; a cross where no interval could be had.
+    A circle is filled where the corrected p is below .05; a cross has no interval.
 
     Args:
-        compared: of `analysis.compare`.
+        compared: from `analysis.compare`.
     """
     rows = compared.sortby("difference")
     places = np.arange(rows.sizes["schedule"])
     for at, name in zip(places, rows["schedule"].values, strict=True):
-        one = 100 * rows.sel(schedule=name)[["difference", "low", "high"]]
-        if np.isinf(one["low"]):
-            ax.plot(one["difference"], at, marker="x", color=COLOURS[0])
+        points = 100 * rows.sel(schedule=name)[["difference", "low", "high"]]
+        if np.isinf(points["low"]):
+            ax.plot(points["difference"], at, marker="x", color=COLOURS[0])
             continue
-        found = float(rows["p_adjusted"].sel(schedule=name)) < 0.05
-        ax.plot([one["low"], one["high"]], [at, at], color=COLOURS[0], linewidth=1.2)
-        ax.plot(
-            one["difference"], at, "o", color=COLOURS[0], markersize=4.5, markerfacecolor=None if found else "white"
-        )
+        fill = None if float(rows["p_adjusted"].sel(schedule=name)) < 0.05 else "white"
+        ax.plot([points["low"], points["high"]], [at, at], color=COLOURS[0], linewidth=1.2)
+        ax.plot(points["difference"], at, "o", color=COLOURS[0], markersize=4.5, markerfacecolor=fill)
     ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
     ax.set_yticks(places, [label(name) for name in rows["schedule"].values])
     ax.set_ylim(-0.6, len(places) - 0.4)
@@ -125,26 +131,26 @@ def forest(ax: Axes, compared: xr.Dataset) -> Axes:
 _MEASURES = {"spearman": "Spearman, half of the seeds each", "mixed": "schedules' own (mixed model)"}
 
 
-def correlations(ax: Axes, found: xr.Dataset, measures: Sequence[str] = ("spearman", "mixed")) -> Axes:
-    """How the shape of tr(F) goes with transfer: correlations with 95 % intervals, none where it cannot be said.
+def correlations(ax: Axes, correlated: xr.Dataset, measures: Sequence[str] = ("spearman", "mixed")) -> Axes:
+    """Correlations of tr(F)'s shape with transfer, with 95 % intervals; a note where they are not defined.
 
     Args:
-        found: of `analysis.transfer_correlations`.
+        correlated: from `analysis.transfer_correlations`.
+        measures: of its measures, the ones to draw.
     """
-    quantities = found["quantity"].values.tolist()
+    quantities = correlated["quantity"].values.tolist()
     for i, measure in enumerate(measures):
         for at, quantity in enumerate(quantities):
-            one = found.sel({"quantity": quantity, "measure": measure})
+            interval = correlated.sel({"quantity": quantity, "measure": measure})
             place = -at + 0.3 * (0.5 * (len(measures) - 1) - i)
-            if np.isnan(one["correlation"]):
-                said = "schedules do not differ beyond noise"
-                plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-                ax.text(0, place, said, ha="center", va="center", fontsize=6, color="0.3", bbox=plain)
+            if np.isnan(interval["correlation"]):
+                note = "schedules do not differ beyond noise"
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+                ax.text(0, place, note, ha="center", va="center", fontsize=6, color="0.3", bbox=box)
                 continue
-            ax.plot([one["low"], one["high"]], [place] * 2, color=look(i)["color"], linewidth=1.2)
-            ax.plot(
-                one["correlation"], place, marker=MARKERS[i], markersize=4, color=look(i)["color"], linestyle="none"
-            )
+            colour = look(i)["color"]
+            ax.plot([interval["low"], interval["high"]], [place] * 2, color=colour, linewidth=1.2)
+            ax.plot(interval["correlation"], place, marker=MARKERS[i], markersize=4, color=colour, linestyle="none")
         ax.plot([], [], MARKERS[i], markersize=4, color=look(i)["color"], label=_MEASURES.get(measure, measure))
     ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
     ax.set_yticks(-np.arange(len(quantities)), quantities)

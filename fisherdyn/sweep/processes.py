@@ -19,7 +19,7 @@ from .failures import lost_worker
 def context() -> BaseContext:
     """Workers come from a server that has imported torch once: they start at once, also in the place of a lost one."""
     from_server = multiprocessing.get_context("forkserver")
-    from_server.set_forkserver_preload([__name__, "fisherdyn.sweep.execute", "fisherdyn.tasks.world.task"])
+    from_server.set_forkserver_preload([__name__, "fisherdyn.sweep.execute", "fisherdyn.tasks.world.inference"])
     return from_server
 
 

@@ -117,7 +117,7 @@ def _by_distance(ds: xr.Dataset) -> str:
     if "distance" not in ds.coords:
         return ""
     accuracy = analysis.result(ds).mean("run")
-    rho = analysis.rank_correlation(ds["distance"].values, accuracy.values)
+    rho = analysis.correlation(ds["distance"].values, accuracy.values)
     if np.isnan(rho.estimate):
         return ""
     verdict = "Found: transfer falls" if rho.estimate < 0 and rho.p < 0.05 else "Not found: that transfer falls"

@@ -67,7 +67,8 @@ class _Gap:
 def _gaps(start: str, found: xr.Dataset) -> Iterator[_Gap]:
     names = list(dict.fromkeys(found["schedule"].values.tolist()))
     baseline = STANDARD if STANDARD in names else names[0]
+    tables = analysis.by_schedule(found[["transfer", "source"]])
     for name in names:
         if name != baseline:
-            gap = (analysis.paired_difference(found[value], name, baseline) for value in ("transfer", "source"))
+            gap = (analysis.paired_difference(tables[value], name, baseline) for value in ("transfer", "source"))
             yield _Gap(start, name, baseline, *gap)

@@ -17,16 +17,16 @@ Loader = Iterable[dict[str, Tensor]]
 
 
 class Task(Protocol):
-    """What a study needs to know of a task; everything random in it comes from a seed."""
+    """What a study needs from a task. Everything random in it comes from a seed."""
 
     name: str
     source: str
     targets: tuple[str, ...]
     """In the order of evaluation."""
     skipped: Mapping[str, str]
-    """Targets that are left out, and why: they are in no dimension of the record, so that nothing in it is NaN."""
+    """Targets that are left out -> the reason. They are not in the record, so that nothing there is NaN."""
     distances: Mapping[str, float]
-    """Target -> its distance from the source, where that is known."""
+    """Target -> its distance from the source; empty where distances are not known."""
 
     def check(self) -> None: ...
     def build_model(self, seed: int) -> nn.Module: ...
@@ -44,7 +44,7 @@ class _Entry:
 
 
 REGISTRY = {
-    "world": _Entry(".world.task", "InferenceTask"),
+    "world": _Entry(".world.inference", "InferenceTask"),
     "world-choice": _Entry(".world.choice", "ChoiceTask"),
     "world-span": _Entry(".world.span", "SpanTask"),
     "xnli": _Entry(".text.classify", "XNLI"),

@@ -1,9 +1,10 @@
-"""What is trained: MAD-X task adapters over frozen language adapters, LoRA, or every weight.
+"""Three ways to tune a model: MAD-X task adapters over frozen language adapters, LoRA, or every weight.
 
-MAD-X (Pfeiffer et al. 2020): in each block a language's adapter, frozen, then the task's; trained with the source's
-adapter in, tested with the target's in its place. A language's invertible adapter belongs to its embeddings: it is used,
-and swapped, with the rest of the language's weights, and its inverse is not, since a task's head predicts no tokens. LoRA
-(Hu et al. 2022) and full fine-tuning use no language adapters; the encoder alone carries them to other languages.
+MAD-X (Pfeiffer et al. 2020) puts two adapters into each block: a frozen one for the language, then one for the task. The
+task adapter is trained above the source's language adapter and tested above the target's. A language's invertible adapter
+sits at the embeddings and is swapped together with the rest; its inverse is never used, because the head of a task
+predicts no tokens. LoRA (Hu et al. 2022) and full fine-tuning use no language adapters: the encoder alone carries what
+was learned to other languages.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from ..layers import Layers, resolve_layers
 ADAPTER, LORA, FULL = "adapter", "lora", "full"
 TUNINGS = (ADAPTER, LORA, FULL)
 TASK = "task"
-"""The name of what is trained, in the model."""
+"""The name of the tuned part in the model."""
 LORA_RANK, LORA_ALPHA = 8, 16
-"""Of the query and value projections, where Hu et al. put it; the update is scaled by alpha / rank."""
+"""On the query and value projections, as Hu et al. do; the update is scaled by alpha / rank."""
 
 _BLOCK = re.compile(r"\.layer\.(\d+)\.")
 _TRAINED = {ADAPTER: f".adapters.{TASK}.", LORA: f".{TASK}.", FULL: "."}
-"""Tuning -> what the names of its weights hold, in a block."""
+"""Tuning -> a part of the names of the weights that it trains in a block."""
 
 
 def check(tuning: str) -> None:
+    """Refuses an unknown tuning with a ValueError."""
     if tuning not in TUNINGS:
         raise ValueError(f"unknown tuning {tuning!r}: choose one of {', '.join(TUNINGS)}")
 
@@ -42,16 +44,17 @@ def check(tuning: str) -> None:
 def attach(
     model: Any, tuning: str, head: Iterable[str], *, source: str, reduction: int, languages: Callable[[Any], None]
 ) -> None:
-    """Adds what is trained to a fresh model, activates it, and freezes all else.
+    """Adds the tuned weights to a fresh model, activates them, and freezes everything else.
 
     Args:
         model: a Hugging Face model with a head for the task.
         tuning: one of TUNINGS.
-        head: the parameters of the head, which are trained whatever the tuning is.
+        head: names of the head's parameters, which are trained under every tuning.
         source: the language whose adapter is active in training.
-        reduction: hidden size over the task adapter's bottleneck.
-        languages: adds the language adapters; called for "adapter" alone. Fresh weights come from the global random
-            state, which is the caller's to fork.
+        reduction: hidden size divided by the task adapter's bottleneck.
+        languages: adds the language adapters to the model; called for "adapter" only.
+
+    Fresh weights come from the global random state, which the caller forks.
     """
     check(tuning)
     if tuning == ADAPTER:
@@ -62,10 +65,10 @@ def attach(
             model.train_adapter(Stack(source, TASK))
     elif tuning == LORA:
         _inject_lora(model)
-    open_names = set(head)
+    head_names = set(head)
     for name, parameter in model.named_parameters():
-        tuned = tuning == FULL or bool(_BLOCK.search(name) and _TRAINED[tuning] in name)
-        parameter.requires_grad_(tuned or name in open_names)
+        is_tuned = tuning == FULL or bool(_BLOCK.search(name) and _TRAINED[tuning] in name)
+        parameter.requires_grad_(is_tuned or name in head_names)
 
 
 def _inject_lora(model: nn.Module) -> None:
@@ -73,32 +76,31 @@ def _inject_lora(model: nn.Module) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
         raise ImportError("LoRA needs peft: pip install 'fisherdyn[peft]'") from error
-    # mBERT and XLM-R name their projections so, mDeBERTa otherwise.
+    # mBERT and XLM-R call their projections query and value, mDeBERTa query_proj and value_proj.
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    targets = [one for one in ("query", "value", "query_proj", "value_proj") if one in names]
+    targets = [name for name in ("query", "value", "query_proj", "value_proj") if name in names]
     config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules=targets)
     inject_adapter_in_model(config, model, adapter_name=TASK)
 
 
 def layers_of(model: nn.Module, tuning: str) -> Layers:
-    """One layer a block, bottom first: what the tuning trains in it. Embeddings and head belong to no layer."""
-    mark = _TRAINED[tuning]
+    """One layer a block, bottom first, of the weights that are tuned in it. Embeddings and head belong to no layer."""
 
     def block(name: str) -> str | None:
-        found = _BLOCK.search(name)
-        return found.group(1) if found and mark in name else None
+        match = _BLOCK.search(name)
+        return match.group(1) if match and _TRAINED[tuning] in name else None
 
     return resolve_layers(model, block)
 
 
 def set_language(model: Any, code: str) -> None:
-    """Swaps the language adapter under the task adapter: zero-shot transfer is this one line."""
+    """Puts a language's adapter under the task adapter: this one line is zero-shot transfer."""
     model.set_active_adapters(Stack(code, TASK))
 
 
 @contextmanager
 def in_language(model: nn.Module, tuning: str, language: str, source: str) -> Iterator[torch.device]:
-    """Evaluation in a language, without gradients; mode and language are as they were afterwards. Gives the device."""
+    """Evaluation in a language, without gradients; then mode and source language are restored. Yields the model's device."""
     training = model.training
     model.eval()
     try:
@@ -114,7 +116,7 @@ def in_language(model: nn.Module, tuning: str, language: str, source: str) -> It
 
 @contextmanager
 def _none_active_yet() -> Iterator[None]:
-    """The adapters library warns of it, even while the first one is being activated."""
+    """Silences the adapters library, which warns that no adapter is active while the first one is being activated."""
     logger = logging.getLogger("adapters.model_mixin")
     level = logger.level
     logger.setLevel(logging.ERROR)

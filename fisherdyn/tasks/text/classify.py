@@ -1,4 +1,4 @@
-"""Inference and choice: the metric is accuracy."""
+"""XNLI and XCOPA, whose metric is accuracy."""
 
 from __future__ import annotations
 
@@ -6,34 +6,38 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification
 
 from ...settings import Metric
-from .. import tuning as tunings
-from ..batches import Batch
+from ..batches import Batch, Batches
+from ..transfer import TEST_BATCH
 from . import sources
 from .reading import Row, check_labels
-from .task import SOURCE, TextTask
-
-TEST_BATCH = 128
+from .task import TextTask
 
 
-class _ClassifyingTask(TextTask):
-    def metric(self, rows: list[Row], code: str) -> Metric:
-        return partial(accuracy, task=self, rows=rows, code=code)
+class ClassifyingTask(TextTask):
+    """A task with one label for each example; the metric is accuracy."""
+
+    def metric(self, split: list[Row], language: str) -> Metric:
+        def collate(rows: Tensor) -> Batch:
+            return self.collate([split[i] for i in rows])
+
+        return partial(self.accuracy, batches=Batches(len(split), TEST_BATCH, collate), language=language)
 
     def validate(self, rows: list[Row], where: str) -> None:
         check_labels(rows, self.num_labels, where)
 
     def tokenise(self, first: list[str], second: list[str]) -> Any:
+        """Pairs of texts as padded tensors."""
         return self.tokenizer(
             first, second, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
         )
 
 
-class XNLI(_ClassifyingTask):
-    """Does the hypothesis follow from the premise (0), is it open (1), or excluded (2)?"""
+class XNLI(ClassifyingTask):
+    """Inference: the premise entails the hypothesis (0), leaves it open (1), or contradicts it (2)."""
 
     name = "xnli"
     splits = (sources.MNLI_TRAIN, sources.XNLI_DEV, sources.XNLI_TEST)
@@ -47,10 +51,10 @@ class XNLI(_ClassifyingTask):
         return {**encoded, "labels": torch.tensor([row["label"] for row in examples])}
 
 
-class XCOPA(_ClassifyingTask):
-    """Which of two sentences is the cause or the effect of the premise?
+class XCOPA(ClassifyingTask):
+    """Choice: which of two sentences is the cause, or the effect, of the premise?
 
-    The first text is the premise and the data's own word for what is asked, "cause" or "effect", in every language.
+    The first text is the premise followed by the question, "cause" or "effect", in English for every language.
     """
 
     name = "xcopa"
@@ -60,18 +64,7 @@ class XCOPA(_ClassifyingTask):
     num_labels = 2
 
     def collate(self, examples: list[Row]) -> Batch:
-        asked = [f"{row['premise']} {row['question']}" for row in examples for _ in range(2)]
-        encoded = self.tokenise(asked, [row[choice] for row in examples for choice in ("choice1", "choice2")])
+        premises = [f"{row['premise']} {row['question']}" for row in examples for _ in range(2)]
+        encoded = self.tokenise(premises, [row[choice] for row in examples for choice in ("choice1", "choice2")])
         batch = {name: x.reshape(len(examples), 2, -1) for name, x in encoded.items()}
         return {**batch, "labels": torch.tensor([row["label"] for row in examples])}
-
-
-def accuracy(model: nn.Module, task: _ClassifyingTask, rows: list[Row], code: str) -> float:
-    """Share of right answers, 0 to 1, in a language."""
-    right = 0
-    with tunings.in_language(model, task.tuning, code, SOURCE) as device:
-        for start in range(0, len(rows), TEST_BATCH):
-            batch = {name: x.to(device) for name, x in task.collate(rows[start : start + TEST_BATCH]).items()}
-            labels = batch.pop("labels")
-            right += int((model(**batch).logits.argmax(dim=1) == labels).sum())
-    return right / len(rows)

@@ -1,4 +1,4 @@
-"""Question answering by extraction: the metric is F1, and the exact match is kept beside it."""
+"""XQuAD and MLQA: question answering by extraction. The metric is F1; the exact match is kept beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import nn
 from transformers import AutoModelForQuestionAnswering
 
 from ...settings import Metric
-from .. import tuning as tunings
 from ..batches import Batch, pad
 from ..metrics import MLQA as MLQA_NORMALISERS
 from ..metrics import SQUAD, AnswerMetric, Normaliser, score_answers
@@ -22,15 +21,18 @@ from .task import SOURCE, TextTask
 from .windows import Window, best_answers, make_windows
 
 STRIDE = 128
-TEST_BATCH = 64
+TEST_WINDOWS = 64
+"""Windows in a batch of evaluation."""
 
 
-class _ExtractionTask(TextTask):
+class ExtractionTask(TextTask):
+    """A task whose answer is a part of the context."""
+
     head: ClassVar = AutoModelForQuestionAnswering
     longest = 384
 
-    def normaliser(self, code: str) -> Normaliser:
-        """How answers in a language are compared."""
+    def normaliser(self, language: str) -> Normaliser:
+        """Defines which answers in a language are equal."""
         return SQUAD
 
     def windows(self, rows: list[Row]) -> list[Window]:
@@ -50,7 +52,7 @@ class _ExtractionTask(TextTask):
         ids = [window.input_ids for window in windows]
         batch = {
             "input_ids": pad(ids, self.tokenizer.pad_token_id),
-            "attention_mask": pad([np.ones(len(one), dtype=np.int64) for one in ids], 0),
+            "attention_mask": pad([np.ones(len(tokens), dtype=np.int64) for tokens in ids], 0),
         }
         if "token_type_ids" in self.tokenizer.model_input_names:
             batch["token_type_ids"] = pad([window.token_type_ids for window in windows], 0)
@@ -62,31 +64,32 @@ class _ExtractionTask(TextTask):
             if not answers["text"] or len(answers["text"]) != len(answers["answer_start"]):
                 raise MissingError(f"{where}: question {i} has no answer with its place")
 
-    def metric(self, rows: list[Row], code: str) -> Metric:
-        return AnswerMetric(partial(self.score, rows=rows, windows=self.windows(rows), code=code))
+    def metric(self, split: list[Row], language: str) -> Metric:
+        return AnswerMetric(partial(self.score, rows=split, windows=self.windows(split), language=language))
 
-    def score(self, model: nn.Module, rows: list[Row], windows: list[Window], code: str) -> tuple[float, float]:
-        """(F1, exact match), 0 to 1, in a language."""
+    def score(self, model: nn.Module, rows: list[Row], windows: list[Window], language: str) -> tuple[float, float]:
+        """F1 and exact match in a language, 0 to 1."""
         golds = [row["answers"]["text"] for row in rows]
-        return score_answers(self.predict(model, rows, windows, code), golds, self.normaliser(code))
+        return score_answers(self.predict(model, rows, windows, language), golds, self.normaliser(language))
 
-    def predict(self, model: nn.Module, rows: list[Row], windows: list[Window], code: str) -> list[str]:
+    def predict(self, model: nn.Module, rows: list[Row], windows: list[Window], language: str) -> list[str]:
         """The model's answer to each question."""
-        with tunings.in_language(model, self.tuning, code, SOURCE) as device:
-            return best_answers(self._read(model, windows, device), rows)
+        with self.in_language(model, language) as device:
+            return best_answers(self._logits(model, windows, device), rows)
 
-    def _read(
+    def _logits(
         self, model: nn.Module, windows: list[Window], device: torch.device
     ) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
-        for at in range(0, len(windows), TEST_BATCH):
-            some = windows[at : at + TEST_BATCH]
-            output = model(**{name: x.to(device) for name, x in self._inputs(some).items()})
+        """Each window with its start and end logits."""
+        for at in range(0, len(windows), TEST_WINDOWS):
+            batch = windows[at : at + TEST_WINDOWS]
+            output = model(**{name: x.to(device) for name, x in self._inputs(batch).items()})
             logits = output.start_logits.float().cpu().numpy(), output.end_logits.float().cpu().numpy()
-            yield from zip(some, *logits, strict=True)
+            yield from zip(batch, *logits, strict=True)
 
 
-class XQuAD(_ExtractionTask):
-    """Trained on SQuAD v1.1, tested on XQuAD by SQuAD's own F1."""
+class XQuAD(ExtractionTask):
+    """Trained on SQuAD v1.1, tested on XQuAD by SQuAD's F1."""
 
     name = "xquad"
     splits = (sources.SQUAD_TRAIN, sources.SQUAD_DEV, sources.XQUAD_TEST)
@@ -94,12 +97,12 @@ class XQuAD(_ExtractionTask):
     targets_of_paper = ("ar", "de", "el", "es", "hi", "ru", "th", "tr", "vi", "zh")
 
 
-class MLQA(_ExtractionTask):
+class MLQA(ExtractionTask):
     """Trained on SQuAD v1.1, tested on MLQA (context and question in one language) by MLQA's F1 for that language."""
 
     name = "mlqa"
     splits = (sources.SQUAD_TRAIN, sources.SQUAD_DEV, sources.MLQA_TEST)
     known = targets_of_paper = ("ar", "de", "es", "hi", "vi", "zh")
 
-    def normaliser(self, code: str) -> Normaliser:
-        return SQUAD if code == SOURCE else MLQA_NORMALISERS[code]
+    def normaliser(self, language: str) -> Normaliser:
+        return SQUAD if language == SOURCE else MLQA_NORMALISERS[language]

@@ -1,4 +1,4 @@
-"""Rows of a data set, from a local folder or from the hub, checked before anything is trained on them."""
+"""Reading rows of a data set from a local folder or from the hub; all are checked before training."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ ENDINGS = (".jsonl", ".json", ".parquet")
 
 
 class MissingError(ValueError):
-    """A file, a model or a data set that is not there, not whole, or not what it should be; one line, with a remedy."""
+    """A file, model or data set that is missing, damaged or not what it should be; one line, with a remedy."""
 
 
 def read(split: Split, language: str = "en", folder: Path | None = None) -> list[Row]:
-    """All rows of a split.
+    """Reads all rows of a split.
 
     Args:
         folder: holds `split.file` with one of ENDINGS: a JSON object a line, SQuAD's nested JSON, or the hub's parquet.
-            None: the hub, or its cache where the hub is switched off.
+            None for the hub, or its cache where the hub is switched off.
 
     Raises:
-        MissingError: there is no such file, it is damaged, empty or lacks a field; or the hub and its cache lack it.
+        MissingError: the file does not exist, is damaged or empty, or lacks a field; or neither hub nor cache has it.
     """
     if folder is None:
         where = f"data set {split.repository} ({split.config.format(lang=language)})"
@@ -47,7 +47,11 @@ def read(split: Split, language: str = "en", folder: Path | None = None) -> list
 
 
 def find(split: Split, language: str, folder: Path) -> Path:
-    """The file of a split in a folder."""
+    """The file of a split in a folder.
+
+    Raises:
+        MissingError: the folder or the file does not exist.
+    """
     if not folder.is_dir():
         raise MissingError(f"--data {folder}: no such folder")
     stem = split.file.format(lang=language)
@@ -66,7 +70,7 @@ def _from_file(path: Path) -> list[Row]:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
             return [_row(json.loads(line)) for line in text.splitlines() if line.strip()]
-        return list(_unnested(json.loads(text)))
+        return list(_flattened(json.loads(text)))
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise MissingError(f"{path}: damaged ({first_line(error)}); get it again") from error
 
@@ -77,8 +81,8 @@ def _row(value: Any) -> Row:
     return value
 
 
-def _unnested(content: Any) -> Iterator[Row]:
-    """SQuAD's articles, paragraphs and questions as the hub's rows; a list is rows already."""
+def _flattened(content: Any) -> Iterator[Row]:
+    """SQuAD's nested articles, paragraphs and questions as flat rows, as the hub has them; a list is rows already."""
     if isinstance(content, list):
         yield from map(_row, content)
         return
@@ -102,16 +106,19 @@ def _from_hub(split: Split, language: str, where: str) -> list[Row]:
         import datasets
     except ModuleNotFoundError as error:
         raise ImportError(f"{where} needs datasets: pip install 'fisherdyn[data]'") from error
-    with told(where, "connect once, or give a folder with --data DIR"):
+    with loading(where, "connect once, or give a folder with --data DIR"):
         config = split.config.format(lang=language)
         return datasets.load_dataset(split.repository, config, split=split.split, revision=split.revision).to_list()
 
 
 @contextmanager
-def told(what: str, remedy: str) -> Iterator[None]:
-    """Whatever a hub, a cache or a damaged file raises becomes one line that says what is missing and what to do.
+def loading(what: str, remedy: str) -> Iterator[None]:
+    """Turns any error of a hub, a cache or a damaged file into one line: what cannot be loaded, why, and the remedy.
 
-    The hub's client retries for about half a minute where it is not switched off; what it logs meanwhile is not shown.
+    Unless it is switched off, the hub's client retries for about half a minute; its log is silenced meanwhile.
+
+    Raises:
+        MissingError: in place of any other error.
     """
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
@@ -127,12 +134,13 @@ def told(what: str, remedy: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not blank, or else the error's type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def check_labels(rows: Sequence[Row], classes: int, where: str) -> None:
-    """Every label must be one of the classes; hidden ones (-1) are refused."""
+    """Refuses labels that are not among the classes, such as -1 for hidden ones."""
     wrong = [row["label"] for row in rows if row["label"] not in range(classes)]
     if wrong:
         raise MissingError(f"{where}: expected labels 0 to {classes - 1}, found {wrong[0]!r} ({len(wrong)} such rows)")

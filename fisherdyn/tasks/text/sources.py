@@ -1,4 +1,4 @@
-"""Where models and data sets are: names on the hub, pinned, and the files that stand for them in a local folder."""
+"""Where models and data sets are: pinned revisions on the hub, and file names in a local folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MODELS: dict[str, tuple[str, str]] = {
     ),
     "microsoft/mdeberta-v3-base": ("microsoft/mdeberta-v3-base", "a0484667b22365f84929a935b5e50a51f71f159d"),
 }
-"""Name -> (repository, revision). Any other name is a folder, or a repository at its newest revision."""
+"""Name -> (repository, pinned revision). Any other name is a folder, or a repository at its newest revision."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Split:
 
     Attributes:
         repository, config, split, revision: on the hub.
-        file: in a local folder, without its ending (.jsonl, .json or .parquet).
-        fields: what each row has.
+        file: name in a local folder, without its ending (.jsonl, .json or .parquet).
+        fields: that every row has.
     """
 
     repository: str
@@ -81,4 +81,4 @@ LANGUAGE_ADAPTERS: dict[str, dict[str, str]] = {
         "vi": f"AdapterHub/{_MBERT}_vi_wiki_pfeiffer",
     },
 }
-"""Model -> language -> repository, at its newest revision: which revisions there are could not be looked up."""
+"""Model -> language -> repository, at its newest revision: the revisions could not be looked up."""

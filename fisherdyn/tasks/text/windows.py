@@ -1,8 +1,8 @@
-"""Extraction over long texts: windows of tokens, where the answer is in each, and back from logits to text.
+"""Extraction from long texts: windows of tokens, the answer's place in each, and the way back from logits to text.
 
-A context that does not fit beside its question is read in windows that overlap by `stride` tokens. A window that lacks
-part of the answer is unanswerable: its target is the first token. A token may be wider than the answer (no tokenizer cuts
-where annotators do); then the text that comes back is wider too.
+A context that does not fit beside its question is read in windows that overlap by `stride` tokens. A window without the
+whole answer is unanswerable, and its target is the first token. Tokens need not end where an answer does; the text of a
+predicted span can then be wider than the answer.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from .reading import Row
 
 QUESTION_TOKENS = 64
-"""What is longer of a question is cut, as BERT's SQuAD recipe does."""
+"""Longer questions are cut, as in BERT's SQuAD recipe."""
 CHUNK = 1000
-"""Questions tokenised at once."""
+"""Questions tokenised in one call."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Window:
     """A question and a part of its context, as the model reads them.
 
     Attributes:
-        question: its row in the data.
+        question: the question's row in the data.
         input_ids, token_type_ids: (tokens,).
         first: position of the context's first token.
-        offsets: (tokens of the context, 2), characters of the context that each token covers.
-        start, end: positions of the answer's first and last token; both that of the first token where it is not here.
+        offsets: (tokens of the context, 2), the characters of the context that each token covers.
+        start, end: positions of the answer's first and last token; both 0 where the window lacks part of the answer.
     """
 
     question: int
@@ -49,8 +49,12 @@ class Window:
 def make_windows(tokenizer: Any, rows: Sequence[Row], max_length: int = 384, stride: int = 128) -> list[Window]:
     """All windows of all rows, in order; `start` and `end` are those of the first gold answer.
 
+    Args:
+        max_length: tokens of a window.
+        stride: tokens of the context that neighbouring windows share.
+
     Raises:
-        ValueError: `max_length` leaves no room to move on by.
+        ValueError: a max_length with which windows would not advance.
     """
     room = max_length - QUESTION_TOKENS - tokenizer.num_special_tokens_to_add(pair=True)
     if room <= stride:
@@ -62,10 +66,10 @@ def make_windows(tokenizer: Any, rows: Sequence[Row], max_length: int = 384, str
 
 
 def _chunk(tokenizer: Any, rows: Sequence[Row], at: int, max_length: int, stride: int) -> Iterator[Window]:
-    some = rows[at : at + CHUNK]
+    chunk = rows[at : at + CHUNK]
     encoded = tokenizer(
-        _short([row["question"] for row in some], tokenizer),
-        [row["context"] for row in some],
+        _short([row["question"] for row in chunk], tokenizer),
+        [row["context"] for row in chunk],
         truncation="only_second",
         max_length=max_length,
         stride=stride,
@@ -73,27 +77,27 @@ def _chunk(tokenizer: Any, rows: Sequence[Row], at: int, max_length: int, stride
         return_offsets_mapping=True,
         return_token_type_ids=True,
     )
-    belongs = encoded["overflow_to_sample_mapping"]
-    for i, row in enumerate(belongs):
+    row_of_window = encoded["overflow_to_sample_mapping"]
+    for i, row in enumerate(row_of_window):
         positions = [p for p, part in enumerate(encoded.sequence_ids(i)) if part == 1]
         offsets = np.array(encoded["offset_mapping"][i], dtype=np.int32)[positions]
-        is_first = i == 0 or belongs[i - 1] != row
-        is_last = i + 1 == len(belongs) or belongs[i + 1] != row
+        is_first = i == 0 or row_of_window[i - 1] != row
+        is_last = i + 1 == len(row_of_window) or row_of_window[i + 1] != row
         first = positions[0] if positions else len(encoded["input_ids"][i])
-        found = locate(offsets, *_answer(some[row]), is_first=is_first, is_last=is_last)
+        answer = locate(offsets, *_answer(chunk[row]), is_first=is_first, is_last=is_last)
         yield Window(
             question=at + row,
             input_ids=np.array(encoded["input_ids"][i], dtype=np.int32),
             token_type_ids=np.array(encoded["token_type_ids"][i], dtype=np.int8),
             first=first,
             offsets=offsets,
-            start=first + found[0] if found else 0,
-            end=first + found[1] if found else 0,
+            start=first + answer[0] if answer else 0,
+            end=first + answer[1] if answer else 0,
         )
 
 
 def _short(questions: list[str], tokenizer: Any) -> list[str]:
-    """Questions cut, at a token's edge, to at most QUESTION_TOKENS; white space at their ends is left out."""
+    """Strips questions of outer white space and cuts them, between tokens, to at most QUESTION_TOKENS."""
     stripped = [question.strip() for question in questions]
     all_offsets = tokenizer(stripped, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return [
@@ -103,23 +107,23 @@ def _short(questions: list[str], tokenizer: Any) -> list[str]:
 
 
 def _answer(row: Row) -> tuple[int, int]:
-    """Characters of the first gold answer: start, and one past its end."""
+    """The first gold answer's first character, and one past its last."""
     answers = row["answers"]
     start = int(answers["answer_start"][0])
     return start, start + len(answers["text"][0])
 
 
 def locate(offsets: np.ndarray, start: int, end: int, *, is_first: bool, is_last: bool) -> tuple[int, int] | None:
-    """The first and last token that share characters with [start, end), or None where the window lacks part of it.
+    """The first and last token that overlap the characters [start, end), or None where the window lacks part of them.
 
     Args:
-        offsets: (tokens, 2); tokens may leave characters between them uncovered (white space, what is normalised away).
-        is_first, is_last: whether the window holds the context's beginning or end.
+        offsets: (tokens, 2). Characters between tokens may be uncovered: white space, or removed by normalisation.
+        is_first, is_last: whether the window holds the context's beginning or its end.
     """
-    touching = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
-    if not len(touching):
+    overlapping = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
+    if not len(overlapping):
         return None
-    first, last = int(touching[0]), int(touching[-1])
+    first, last = int(overlapping[0]), int(overlapping[-1])
     begins_before = first == 0 and not is_first and offsets[0, 0] > start
     ends_after = last == len(offsets) - 1 and not is_last and offsets[last, 1] < end
     return None if begins_before or ends_after else (first, last)
@@ -131,18 +135,19 @@ def best_answers(
     n_best: int = 20,
     longest: int = 30,
 ) -> list[str]:
-    """Each question's best answer over its windows, as a piece of its context; "" where no span is possible.
+    """The best answer to each question over all its windows, as text of its context; "" where no span is possible.
 
-    The score of a span is the sum of its start's and end's logits; spans lie in the context, end where or after they
-    start, are at most `longest` tokens long, and are made of the `n_best` starts and ends of a window.
+    A span scores the sum of its start logit and its end logit. Spans lie in the context, are at most `longest` tokens
+    long, and combine the `n_best` starts and ends of one window.
 
     Args:
         windows: (window, start logits (tokens,), end logits (tokens,)).
+        rows: the questions.
     """
     best = [(-np.inf, "")] * len(rows)
     for window, start_logits, end_logits in windows:
-        inside = slice(window.first, window.first + len(window.offsets))
-        starts, ends = start_logits[inside], end_logits[inside]
+        context = slice(window.first, window.first + len(window.offsets))
+        starts, ends = start_logits[context], end_logits[context]
         likely_starts, likely_ends = (np.argsort(-logits, kind="stable")[:n_best] for logits in (starts, ends))
         length = likely_ends[None, :] - likely_starts[:, None] + 1
         score = np.where(

@@ -1,10 +1,10 @@
-"""Cause and effect: which of two sentences comes before the first one, or after it?
+"""Choice: which of two sentences is the cause of a premise, or its effect?
 
-What a person does with a thing has four stages: it is perceived, got, moved, and then used (food is consumed; furniture
-and vehicles are changed). Of two alternatives one says the stage before ("cause") or after ("effect"); the other says
-another stage, or the right stage of another thing. Nothing in the text that the encoder was pretrained on says so: the
-rule is learned from the source's examples. There is no word for "cause" and "effect"; as in time, the sentence that comes
-first is the first of the pair.
+What a person does with a thing has four stages: perceiving it, getting it, moving it, and using it (food is consumed;
+furniture and vehicles are changed). The right alternative names the stage before the premise's (its cause) or the stage
+after it (its effect). The wrong one names another stage, or the right stage of another thing. The pretraining text does
+not hold this rule; it is learned from the source's examples. No word says whether a cause or an effect is wanted: the
+sentence that comes first in time is the first of the pair.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ STAGES = ("perceive", "get", "move", "use")
 _GROUP = {name: i for i, name in enumerate(c.VERB_GROUPS)}
 _TYPE = {name: i for i, name in enumerate(c.NOUN_TYPES)}
 _USE = {"food": "consume", "furniture": "change", "vehicle": "change"}
-"""Type of the thing -> what using it is."""
+"""Type of the thing -> the group of verbs for using it."""
 _THINGS = np.array([_TYPE[name] for name in _USE])
 _VERB_GROUP = np.array([[_GROUP["perceive"], _GROUP["get"], _GROUP["move"], _GROUP[use]] for use in _USE.values()])
-"""(thing, stage) -> group of its verbs."""
+"""(thing, stage) -> group of verbs."""
 
 
 def sample_choices(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Premises (n, SLOTS), alternatives (n, 2, SLOTS), whether a cause is asked for (n,), and the right one (n,)."""
+    """Premises (n, SLOTS), alternatives (n, 2, SLOTS), whether the cause is wanted (n,), and the right alternative (n,)."""
     thing = rng.integers(len(_THINGS), size=n)
     cause = rng.random(n) < 0.5
     stage = rng.integers(len(STAGES) - 1, size=n) + cause
@@ -43,8 +43,8 @@ def sample_choices(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
     other_thing = rng.random(n) < 0.5
     wrong[:, g.O_NOUN] = np.where(other_thing, _other_noun(premise[:, g.O_NOUN], rng), premise[:, g.O_NOUN])
     wrong_stage = np.where(other_thing, right_stage, _other_stage(stage, right_stage, rng))
-    for meaning, said in ((premise, stage), (right, right_stage), (wrong, wrong_stage)):
-        meaning[:, g.VERB] = c.VERBS[_VERB_GROUP[thing, said], rng.integers(c.VERBS.shape[1], size=n)]
+    for meaning, its_stage in ((premise, stage), (right, right_stage), (wrong, wrong_stage)):
+        meaning[:, g.VERB] = c.VERBS[_VERB_GROUP[thing, its_stage], rng.integers(c.VERBS.shape[1], size=n)]
         for slot, words in g.MODIFIERS.items():
             meaning[:, slot] = np.where(rng.random(n) < 0.25, rng.choice(words, size=n), 0)
     label = rng.integers(ALTERNATIVES, size=n)
@@ -62,23 +62,23 @@ def _other_noun(nouns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _other_stage(stage: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A stage that is neither the premise's nor the right one."""
-    every = np.arange(len(STAGES))
-    odds = np.where((every == stage[:, None]) | (every == right[:, None]), -1.0, rng.random((len(stage), len(STAGES))))
-    return odds.argmax(axis=1)
+    stages = np.arange(len(STAGES))
+    excluded = (stages == stage[:, None]) | (stages == right[:, None])
+    return np.where(excluded, -1.0, rng.random((len(stage), len(STAGES)))).argmax(axis=1)
 
 
 class ChoiceTask(ClassifyingTask):
-    """Cause or effect, one of two: chance is one half."""
+    """Choice between two alternatives: chance is one half."""
 
     name = "world-choice"
     head: ClassVar = BertForMultipleChoice
     stream = 7
 
-    def make_split(self, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def make_split(self, language: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         premise, alternatives, cause, label = sample_choices(n, rng)
-        row = self.languages.index(code)
-        given = self.languages.speak(np.repeat(premise, ALTERNATIVES, axis=0), row, case=False)
-        chosen = self.languages.speak(alternatives.reshape(-1, g.SLOTS), row, case=False)
-        chosen_first = np.repeat(cause, ALTERNATIVES)[:, None]
-        packed = pack_pairs(np.where(chosen_first, chosen, given), np.where(chosen_first, given, chosen))
+        row = self.languages.index(language)
+        premises = self.languages.speak(np.repeat(premise, ALTERNATIVES, axis=0), row, case=False)
+        choices = self.languages.speak(alternatives.reshape(-1, g.SLOTS), row, case=False)
+        choice_first = np.repeat(cause, ALTERNATIVES)[:, None]
+        packed = pack_pairs(np.where(choice_first, choices, premises), np.where(choice_first, premises, choices))
         return {**{name: a.reshape(n, ALTERNATIVES, -1) for name, a in packed.items()}, "labels": label}

@@ -1,8 +1,8 @@
-"""The ontology: what can be talked about, before any language has a word for it.
+"""The ontology: the concepts that sentences are made of, before any language has words for them.
 
-A concept is an integer from 1 (0 means "nothing said here"). Nouns come in types with a hypernym, verbs in groups with
-a hyper-verb, adjectives in antonym pairs; a verb says which types it takes as subject and object. Every table that the
-grammar needs is an array indexed by concept, so that thousands of sentences are made at once.
+A concept is a positive integer; 0 stands for an empty slot. Nouns belong to types, which have a hypernym, verbs to groups,
+which have a hyper-verb, and adjectives come in antonym pairs. A group of verbs selects the types of its subject and
+object. The tables for the grammar are arrays indexed by concept, so that thousands of sentences are made at once.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _names() -> list[str]:
 
 
 NAMES: tuple[str, ...] = tuple(_names())
-"""The English gloss of every concept; NAMES[0] is the absent one."""
+"""The English gloss of every concept; NAMES[0] is that of an empty slot."""
 ID: dict[str, int] = {name: i for i, name in enumerate(NAMES)}
 COUNT = len(NAMES)
 FUNCTION_CONCEPTS = tuple(ID[name] for name in (NEGATION, COPULA, SUBJECT_CASE, OBJECT_CASE))
@@ -85,22 +85,24 @@ NUMBER_IDS = _ids(NUMBERS)
 ADVERB_IDS = _ids(ADVERBS)
 
 HYPERNYM = np.zeros(COUNT, dtype=np.int64)
-"""Noun -> its type's word, verb -> its hyper-verb, everything else -> 0."""
+"""Noun -> its hypernym, verb -> its hyper-verb, anything else -> 0."""
 HYPERNYM[NOUNS] = HYPERNYM_IDS[:, None]
 HYPERNYM[VERBS] = HYPER_VERB_IDS[:, None]
 
 ANTONYM = np.zeros(COUNT, dtype=np.int64)
+"""Adjective -> its antonym, anything else -> 0."""
 ANTONYM[ADJECTIVE_IDS] = ADJECTIVE_IDS.reshape(-1, 2)[:, ::-1].ravel()
 
 TYPE = np.full(COUNT, -1)
-"""Noun or its hypernym -> index of its type; verb or its hyper-verb -> index of its group."""
+"""Noun or hypernym -> index of its type, verb or hyper-verb -> index of its group, anything else -> -1."""
 TYPE[NOUNS] = np.arange(len(NOUNS))[:, None]
 TYPE[HYPERNYM_IDS] = np.arange(len(NOUNS))
 TYPE[VERBS] = np.arange(len(VERBS))[:, None]
 TYPE[HYPER_VERB_IDS] = np.arange(len(VERBS))
 
 
-def _takes(which: int) -> np.ndarray:
+def _selection(which: int) -> np.ndarray:
+    """Probabilities (group, type), uniform over the types that entry `which` of VERB_GROUPS lists."""
     types = list(NOUN_TYPES)
     table = np.zeros((len(VERB_GROUPS), len(types)))
     for group, entry in enumerate(VERB_GROUPS.values()):
@@ -109,6 +111,7 @@ def _takes(which: int) -> np.ndarray:
     return table / table.sum(axis=1, keepdims=True)
 
 
-SUBJECT_TYPES = _takes(1)
-"""(group, type) -> probability that the group's subject is of the type."""
-OBJECT_TYPES = _takes(2)
+SUBJECT_TYPES = _selection(1)
+"""(group, type) -> probability that a subject of the group's verbs is of the type."""
+OBJECT_TYPES = _selection(2)
+"""(group, type) -> probability that an object of the group's verbs is of the type."""

@@ -1,4 +1,4 @@
-"""The shipped encoder, its language adapters, and a task's head on top."""
+"""The shipped encoder with its language adapters, under a task's head."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .languages import LANGUAGES, SOURCE
 WEIGHTS = Path(__file__).parent / "weights"
 ENCODER, RECIPE = "encoder.safetensors", "recipe.json"
 WORLD_SEED = 0
-"""The world that the shipped encoder knows: another seed has other words."""
+"""Seed of the world that the shipped encoder was pretrained on; another seed has other words."""
 LANGUAGE_REDUCTION = 2
-"""Bottleneck of a language adapter: hidden size over this (MAD-X's own)."""
+"""Hidden size divided by a language adapter's bottleneck, as in MAD-X."""
 
 
 def language_file(code: str) -> str:
@@ -34,11 +34,15 @@ def adapter_state(model: PreTrainedModel, name: str) -> dict[str, torch.Tensor]:
 
 
 class CheckpointError(ValueError):
-    """Shipped or given weights that are missing, damaged or of another shape."""
+    """Weights that are missing, damaged or of another shape."""
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name; a file that is missing or damaged is a CheckpointError that says how to get it."""
+    """Reads tensors by name.
+
+    Raises:
+        CheckpointError: the file is missing or damaged; the message says how to get it.
+    """
     remedy = "reinstall fisherdyn, or make the weights with: python -m fisherdyn.tasks.world.pretrain"
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; {remedy}")
@@ -50,13 +54,17 @@ def load(path: Path) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def fill(module: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Copies every tensor of `state` in; a name or shape that does not fit is an error."""
-    own = module.state_dict()
+    """Copies every tensor of `state` into a module.
+
+    Raises:
+        CheckpointError: a name or a shape does not fit.
+    """
+    parameters = module.state_dict()
     for name, weight in state.items():
-        if name not in own or own[name].shape != weight.shape:
-            found = tuple(own[name].shape) if name in own else "no such weight"
-            raise CheckpointError(f"{path}: {name} has shape {tuple(weight.shape)}, the model expects {found}")
-        own[name].copy_(weight)
+        if name not in parameters or parameters[name].shape != weight.shape:
+            expected = tuple(parameters[name].shape) if name in parameters else "no such weight"
+            raise CheckpointError(f"{path}: {name} has shape {tuple(weight.shape)}, the model expects {expected}")
+        parameters[name].copy_(weight)
 
 
 def build(
@@ -69,18 +77,18 @@ def build(
     dropout: float = 0.0,
     weights: Path = WEIGHTS,
 ) -> BertPreTrainedModel:
-    """The shipped encoder under a fresh head, and what `tuning` trains in it (`tuning.attach`).
+    """The shipped encoder under a fresh head, with the weights that the tuning adds (`tuning.attach`).
 
-    With adapters: all language adapters, of which the source's is active, then a fresh task adapter in each layer, which
-    is trained with the classifier; every other weight, the pooler included, is frozen.
+    With adapters, the model has all language adapters, the source's being active, and a fresh task adapter in each layer,
+    which is trained together with the classifier. Every other weight is frozen, the pooler included.
 
     Args:
         head: the class of the model, such as BertForSequenceClassification.
-        seed: of the fresh weights. The global random state is left as it was.
+        seed: of the fresh weights. The global random state is restored.
         num_labels: classes of the task.
-        reduction: hidden size over the task adapter's bottleneck (64 / 8 = 8 units).
-        dropout: of the whole encoder while it trains.
-        weights: a folder that `python -m fisherdyn.tasks.world.pretrain` wrote.
+        reduction: hidden size divided by the task adapter's bottleneck (64 / 8 = 8 units).
+        dropout: of the whole encoder in training.
+        weights: folder written by `python -m fisherdyn.tasks.world.pretrain`.
 
     Raises:
         CheckpointError: the folder lacks a file, or one is damaged.
@@ -93,14 +101,14 @@ def build(
         attention_probs_dropout_prob=dropout,
         attn_implementation="eager",
     )
-    own = {key.removeprefix("bert."): w for key, w in state.items() if key.startswith("bert.")}
+    encoder = {key.removeprefix("bert."): w for key, w in state.items() if key.startswith("bert.")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = head(config)
         if model.bert.pooler is None:  # extraction reads every position
-            own = {key: w for key, w in own.items() if not key.startswith("pooler.")}
+            encoder = {key: w for key, w in encoder.items() if not key.startswith("pooler.")}
         fresh = [name for name, _ in model.named_parameters() if not name.startswith("bert.")]
-        fill(model.bert, own, weights / ENCODER)
+        fill(model.bert, encoder, weights / ENCODER)
         languages = partial(_add_language_adapters, weights=weights)
         attach(model, tuning, fresh, source=SOURCE, reduction=reduction, languages=languages)
     return model

@@ -1,14 +1,15 @@
-"""Meanings and what follows from what: the semantics of the world, before any language.
+"""Meanings and the relations between them, before any language.
 
-A meaning is a row of nine slots (subject number, adjective, noun; negation; verb; adverb; object number, adjective,
-noun), each holding a concept or 0. Two meanings without their negations stand in one of five relations, made by
-editing one into the other, as in natural logic (MacCartney & Manning 2009, "An extended model of natural logic"):
+A meaning is a row of nine slots: number, adjective and noun of the subject; negation; verb; adverb; number, adjective and
+noun of the object. Each slot holds a concept or 0. Two meanings, their negations aside, stand in one of five relations,
+which are made by editing one into the other, as in natural logic (MacCartney & Manning 2009, "An extended model of natural
+logic"):
 
     EQUAL       the same
-    FORWARD     the first implies the second: a modifier dropped, a noun or verb replaced by its hypernym
+    FORWARD     the first implies the second: a modifier is dropped, a noun or verb replaced by its hypernym
     REVERSE     the second implies the first: the inverse edits
     DISJOINT    they exclude each other, by stipulation: an antonym, another number
-    INDEPENDENT neither: roles swapped, another noun, verb, adjective or adverb
+    INDEPENDENT none of these: roles are swapped, or a noun, verb, adjective or adverb is replaced
 """
 
 from __future__ import annotations
@@ -32,19 +33,23 @@ MODIFIERS = {
     O_NUM: c.NUMBER_IDS,
     O_ADJ: c.ADJECTIVE_IDS,
 }
-"""Slots that may be empty, and what fills them."""
+"""Slots that may be empty -> the concepts that fill them."""
 HEADS = (S_NOUN, VERB, O_NOUN)
 
 
 def _choose_rows(table: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One column index for each row of a table of probabilities (n, m) -> (n,)."""
+    """Samples a column for each row of a table of probabilities: (n, m) -> (n,)."""
     return np.minimum((rng.random((len(table), 1)) > table.cumsum(axis=1)).sum(axis=1), table.shape[1] - 1)
 
 
 def sample_meanings(
     n: int, rng: np.random.Generator, modifier: float = 0.45, negated: float = 0.2, hyper: float = 0.15
 ) -> np.ndarray:
-    """n clauses (n, SLOTS): Zipf priors, selectional preferences; modifiers, negation and hypernyms by their rates."""
+    """Samples n meanings (n, SLOTS), with Zipfian frequencies and the verbs' selectional preferences.
+
+    Args:
+        modifier, negated, hyper: probabilities of each modifier, of negation, and of a hypernym in place of each head.
+    """
     m = np.zeros((n, SLOTS), dtype=np.int64)
     group = rng.choice(len(c.VERBS), size=n, p=c.zipf(len(c.VERBS)))
     m[:, VERB] = c.VERBS[group, rng.choice(3, size=n, p=c.zipf(3))]
@@ -60,22 +65,27 @@ def sample_meanings(
 
 @dataclass(frozen=True)
 class Edit:
-    """One change of meaning: which relation it makes, which slot it touches, where it applies and how."""
+    """One change of a meaning.
+
+    Attributes:
+        relation: of the meaning to the edited one.
+        slot: that it changes, or ROLES.
+        applies: meanings (n, SLOTS) -> whether the edit can be made (n,).
+        new: meanings (n, SLOTS), rng -> the slot's new concepts (n,); for ROLES, whole meanings (n, SLOTS).
+    """
 
     relation: int
     slot: int
     applies: Callable[[np.ndarray], np.ndarray]
-    """meanings (n, SLOTS) -> bool (n,)"""
     new: Callable[[np.ndarray, np.random.Generator], np.ndarray]
-    """meanings (n, SLOTS), rng -> the slot's new concepts (n,), or whole meanings (n, SLOTS) for ROLES"""
 
 
 ROLES = -1
-"""The slot of an edit that rewrites subject and object together."""
+"""In place of a slot: the edit exchanges subject and object."""
 
 
 def _other(words: np.ndarray, current: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A word of `words`, drawn uniformly among those that are neither `current` nor of its type nor its antonym."""
+    """Samples words (n,) that are neither the current ones, nor of their type, nor their antonyms."""
     draw = np.array(current)
     while len(rows := np.flatnonzero(_related(draw, current))):
         draw[rows] = rng.choice(words, size=len(rows))
@@ -93,7 +103,7 @@ def _swap_roles(m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _swappable(m: np.ndarray) -> np.ndarray:
-    """Subject and object differ, and the verb takes each in the other's place."""
+    """Whether subject and object differ and the verb can take each in the other's place."""
     group, subject, obj = c.TYPE[m[:, VERB]], c.TYPE[m[:, S_NOUN]], c.TYPE[m[:, O_NOUN]]
     allowed = (c.SUBJECT_TYPES[group, obj] > 0) & (c.OBJECT_TYPES[group, subject] > 0)
     return allowed & (m[:, S_NOUN] != m[:, O_NOUN])
@@ -135,14 +145,17 @@ EDITS: tuple[Edit, ...] = (
 )
 
 
-def _apply_one(
-    m: np.ndarray, relation: np.ndarray, touched: np.ndarray, rng: np.random.Generator
+def _edit_once(
+    m: np.ndarray, relation: np.ndarray, edited_slot: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One edit of the wanted relation in each row, in a slot other than `touched`: (edited, slot; SLOTS where none)."""
-    wanted = np.stack([(relation == e.relation) & (touched != e.slot) & e.applies(m) for e in EDITS], axis=1)
-    odds = np.where(wanted, rng.random(wanted.shape), -1.0)
-    choice = odds.argmax(axis=1)
-    possible = wanted.any(axis=1)
+    """Makes one random edit of the given relation in each row, in a slot that has not been edited.
+
+    Returns:
+        Edited meanings (n, SLOTS), and the slot of each edit (n,), SLOTS where no edit is possible.
+    """
+    candidates = np.stack([(relation == e.relation) & (edited_slot != e.slot) & e.applies(m) for e in EDITS], axis=1)
+    choice = np.where(candidates, rng.random(candidates.shape), -1.0).argmax(axis=1)
+    possible = candidates.any(axis=1)
     edited, slot = m.copy(), np.full(len(m), SLOTS)
     for i, edit in enumerate(EDITS):
         rows = np.flatnonzero(possible & (choice == i))
@@ -157,29 +170,29 @@ def _apply_one(
 def rewrite(
     m: np.ndarray, relation: np.ndarray, rng: np.random.Generator, twice: float = 0.3
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A second meaning in the wanted relation to each first one.
+    """Edits each meaning into one to which it has the given relation.
 
     Args:
-        m: meanings (n, SLOTS). Their negation is carried over as it is.
-        relation: (n,) of the five relations.
-        twice: the share of rows edited in two slots (FORWARD and REVERSE twice; DISJOINT and INDEPENDENT, then FORWARD,
-            which keeps them so).
+        m: meanings (n, SLOTS). Negation is not edited.
+        relation: (n,), of the five relations.
+        twice: share of rows that are edited in two slots. The second edit is of the same relation after FORWARD and
+            REVERSE, and FORWARD, which changes neither, after DISJOINT and INDEPENDENT.
 
     Returns:
-        The rewritten meanings (n, SLOTS) and whether each could be made (n,): a row with no modifier, say, has nothing
-        to drop.
+        The edited meanings (n, SLOTS), and whether each could be made (n,): without a modifier, for example, none can be
+        dropped.
     """
-    edited, slot = _apply_one(m, relation, np.full(len(m), SLOTS), rng)
+    edited, slot = _edit_once(m, relation, np.full(len(m), SLOTS), rng)
     done = (relation == EQUAL) | (slot < SLOTS)
     second = np.where(np.isin(relation, (FORWARD, REVERSE)), relation, FORWARD)
     again = done & (relation != EQUAL) & (slot != ROLES) & (rng.random(len(m)) < twice)
     if again.any():
-        edited[again] = _apply_one(edited[again], second[again], slot[again], rng)[0]
+        edited[again] = _edit_once(edited[again], second[again], slot[again], rng)[0]
     return edited, done
 
 
 def sample_related(n: int, relation: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """n pairs of unnegated meanings in the wanted relations; rows that cannot be made are drawn again."""
+    """Samples n pairs of meanings without negation in the given relations; impossible ones are sampled again."""
     first = sample_meanings(n, rng, negated=0.0)
     second, done = rewrite(first, relation, rng)
     if not done.all():
@@ -189,7 +202,7 @@ def sample_related(n: int, relation: np.ndarray, rng: np.random.Generator) -> tu
 
 
 def sample_facts(n: int, rng: np.random.Generator) -> np.ndarray:
-    """n encyclopaedic sentences (n, SLOTS): "dog is animal", "carry is move", "big is not small"."""
+    """Samples n facts (n, SLOTS): "dog is animal", "carry is move", "big is not small"."""
     m = np.zeros((n, SLOTS), dtype=np.int64)
     m[:, VERB] = c.ID[c.COPULA]
     specific = np.flatnonzero(c.HYPERNYM)

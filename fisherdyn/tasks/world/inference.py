@@ -1,16 +1,20 @@
-"""The task: does the second sentence follow from the first (entailment), exclude it (contradiction), or neither?
+"""Inference: does the first sentence entail the second, contradict it, or neither?
 
-Labels are computed from the relation of the two meanings and from which of them is negated (`LABELS`), so that
-negation turns monotonicity round: "a big dog eats" entails "a dog eats", and "no dog eats" entails "no big dog eats".
+The label follows from the relation of the two meanings and from which of them is negated (`LABELS`). Negation reverses
+entailment: "a big dog eats" entails "a dog eats", and "no dog eats" entails "no big dog eats".
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
+from transformers import BertForSequenceClassification
 
 from . import concepts as c
 from . import grammar as g
-from .languages import Languages, pack_pairs
+from .languages import pack_pairs
+from .task import ClassifyingTask
 
 CLASSES = ("entailment", "neutral", "contradiction")
 _E, _N, _C = range(3)
@@ -23,14 +27,14 @@ LABELS = np.array(
         [_E, _N, _E, _N, _N],  # not p, not q
     ]
 )
-"""(2 * first negated + second negated, relation) -> class."""
+"""(2 x first negated + second negated, relation) -> class."""
 
 _WEIGHT = np.array([0.1, 1.0, 1.0, 1.0, 1.0])[None, :] * np.array([1.0, 0.2, 0.2, 0.2])[:, None]
-"""How often each cell of LABELS is drawn within its class: copies and negations are rarer."""
+"""Weight of each cell of LABELS among the cells of its class: copies and negations are rarer."""
 
 
 def sample_pairs(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Premises (n, SLOTS), hypotheses (n, SLOTS) and labels (n,), the three classes equally likely."""
+    """Premises (n, SLOTS), hypotheses (n, SLOTS) and labels (n,); the three classes are equally likely."""
     label = rng.integers(len(CLASSES), size=n)
     cell = np.empty(n, dtype=np.int64)
     for k in range(len(CLASSES)):
@@ -45,9 +49,16 @@ def sample_pairs(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
     return premise, hypothesis, label
 
 
-def make_split(languages: Languages, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """n examples in one language: input_ids, token_type_ids, attention_mask (n, T) and labels (n,)."""
-    premise, hypothesis, label = sample_pairs(n, rng)
-    row = languages.index(code)
-    packed = pack_pairs(languages.speak(premise, row, case=False), languages.speak(hypothesis, row, case=False))
-    return {**packed, "labels": label}
+class InferenceTask(ClassifyingTask):
+    """Three-way inference between two sentences: chance is one third."""
+
+    name = "world"
+    head: ClassVar = BertForSequenceClassification
+    num_labels = len(CLASSES)
+    stream = 5
+
+    def make_split(self, language: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        premise, hypothesis, label = sample_pairs(n, rng)
+        row = self.languages.index(language)
+        spoken = (self.languages.speak(meanings, row, case=False) for meanings in (premise, hypothesis))
+        return {**pack_pairs(*spoken), "labels": label}

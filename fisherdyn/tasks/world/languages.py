@@ -1,7 +1,7 @@
-"""Ten languages over the same concepts: how each says a meaning, and how far each is from the source.
+"""Ten languages over the same concepts: how each says a meaning, and its distance from the source.
 
-A language is a handful of dials (`Language`). `Languages` turns them into arrays: a lexicon (language, concept) -> token
-and a slot order, so that a batch that mixes languages, even inside a sentence, is spoken in one go.
+A language is defined by a few parameters (`Language`). `Languages` turns them into arrays, a lexicon (language, concept)
+-> token and an order of slots, so that a batch that mixes languages, even within a sentence, is said in one step.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(5)
 
 S_CASE, O_CASE = g.SLOTS, g.SLOTS + 1
-"""Two more columns beside the grammar's slots: the case markers, where a language has them."""
+"""Columns for the case markers of subject and object, after the grammar's slots."""
 COLUMNS = g.SLOTS + 2
 
 
 @dataclass(frozen=True)
 class Language:
-    """The dials of one language.
+    """The parameters of one language.
 
     Attributes:
-        overlap: share of the content words that are the source's own (cognates, loans).
+        overlap: share of content words that are the source's (cognates and loans).
         order: of subject, verb and object.
         adjective: "before" or "after" its noun.
         negation: "before" the verb, "after" it, or "last" in the clause.
-        case: whether subject and object carry a marker.
-        share: of pretraining text, relative to the source.
-        sounds: consonants, then vowels, of its words: for the eye only.
+        case: whether subject and object have case markers.
+        share: amount of pretraining text, relative to the source.
+        sounds: consonants and vowels of its words, which only a human reader sees.
     """
 
     code: str
@@ -59,11 +59,11 @@ LANGUAGES: tuple[Language, ...] = (
     Language("xu", "Xurqi", 0.05, "OVS", "after", "after", True, 0.3, ("x q r th j", "u i")),
     Language("ny", "Nyembe", 0.0, "VSO", "after", "last", True, 0.25, ("ny mb w nd y", "e o i")),
 )
-"""The source first, then the targets. The dials were set before any model was trained on them."""
+"""The source, then the targets. The parameters were set before any model was trained on them."""
 
 
 def slot_order(language: Language) -> list[int]:
-    """All COLUMNS in the order in which the language says them (columns that are empty in a sentence are left out)."""
+    """All COLUMNS in the order in which the language says them; empty ones are skipped when a sentence is said."""
     nouns = {
         "S": (g.S_NUM, g.S_ADJ, g.S_NOUN, S_CASE),
         "O": (g.O_NUM, g.O_ADJ, g.O_NOUN, O_CASE),
@@ -76,7 +76,7 @@ def slot_order(language: Language) -> list[int]:
 
 
 def order_distance(a: Language, b: Language) -> float:
-    """Kendall distance between the slot orders, 0 (the same) to 1 (reversed)."""
+    """Kendall's tau distance between two languages' slot orders, 0 (equal) to 1 (reversed)."""
     first, second = slot_order(a), slot_order(b)
     rank = np.array([second.index(slot) for slot in first])
     later = np.triu(rank[:, None] > rank[None, :], k=1)
@@ -84,9 +84,9 @@ def order_distance(a: Language, b: Language) -> float:
 
 
 def distance(language: Language, source: Language | None = None) -> float:
-    """Distance from the source, 0 to 1: the mean of three, each fixed by the dials alone.
+    """Distance of a language from the source, 0 to 1, defined by the parameters alone.
 
-    (1 - lexical overlap), the Kendall distance of the slot orders, and (1 - share of pretraining text).
+    It is the mean of 1 - lexical overlap, Kendall's tau distance of the slot orders, and 1 - share of pretraining text.
     """
     source = source or LANGUAGES[0]
     if language == source:
@@ -95,6 +95,7 @@ def distance(language: Language, source: Language | None = None) -> float:
 
 
 def _invent_word(language: Language, syllables: int, taken: set[str], rng: np.random.Generator) -> str:
+    """A word that is not taken, one syllable longer after every 200 that are."""
     consonants, vowels = (part.split() for part in language.sounds)
     for attempt in range(10_000):
         n = syllables + attempt // 200
@@ -106,11 +107,12 @@ def _invent_word(language: Language, syllables: int, taken: set[str], rng: np.ra
 
 
 class Languages:
-    """The ten lexicons and slot orders, made from one seed.
+    """The lexicons and slot orders of all languages, made from one seed.
 
     Attributes:
-        vocabulary: every token, special tokens first.
-        lexicon: (language, concept) -> token id; column 0 is PAD, as is a case marker that a language lacks.
+        vocabulary: all tokens, special tokens first.
+        lexicon: (language, concept) -> token id; PAD for concept 0 and for case markers that a language lacks.
+        orders: (language, column), the slots in the order in which the language says them.
     """
 
     def __init__(self, seed: int = 0, languages: tuple[Language, ...] = LANGUAGES) -> None:
@@ -134,13 +136,17 @@ class Languages:
                 self.vocabulary.append(_invent_word(language, syllables, taken, rng))
 
     def index(self, code: str) -> int:
-        """The row of a language by its code; an unknown one is an error that lists those there are."""
+        """The row of a language.
+
+        Raises:
+            ValueError: an unknown code; the message lists those that exist.
+        """
         if code not in self.codes:
             raise ValueError(f"unknown language {code!r}: the world's languages are {', '.join(self.codes)}")
         return self.codes.index(code)
 
     def order_columns(self, meanings: np.ndarray, language: np.ndarray, case: bool) -> np.ndarray:
-        """Concepts in spoken order (n, COLUMNS), gaps (0) left in; with case markers where wanted."""
+        """Concepts in the order in which the languages (n,) say them: (n, COLUMNS), 0 where a column is empty."""
         columns = np.concatenate([meanings, np.zeros((len(meanings), 2), dtype=meanings.dtype)], axis=1)
         columns[:, S_CASE] = np.where(case & (columns[:, g.S_NOUN] > 0), c.ID[c.SUBJECT_CASE], 0)
         columns[:, O_CASE] = np.where(case & (columns[:, g.O_NOUN] > 0), c.ID[c.OBJECT_CASE], 0)
@@ -153,13 +159,13 @@ class Languages:
         words_from: np.ndarray | None = None,
         case: bool = True,
     ) -> np.ndarray:
-        """Token ids (n, COLUMNS), PAD at the right.
+        """Says meanings: token ids (n, COLUMNS), PAD at the right.
 
         Args:
             meanings: (n, SLOTS).
-            language: row of the language whose order is used, one for all or (n,).
-            words_from: (n, COLUMNS), the language of each word: code-switching. Default: `language` throughout.
-            case: whether the languages that have case markers say them: in writing they do, in speech they need not.
+            language: row of the language whose word order is used, one for all or (n,).
+            words_from: row of the language of each word (n, COLUMNS), for code-switching (default: `language`).
+            case: whether languages that have case markers say them. They do in pretraining text, not in the tasks.
         """
         language = np.broadcast_to(language, len(meanings))
         spoken = self.order_columns(meanings, language, case)
@@ -171,13 +177,13 @@ class Languages:
         return " ".join(self.vocabulary[token] for token in tokens if token != PAD)
 
     def gloss(self, meaning: np.ndarray, language: int) -> str:
-        """One meaning, word by word in the language's order, in English; without case markers, as the task speaks."""
+        """One meaning (SLOTS,) in English, word by word in the language's order, without case markers."""
         spoken = self.order_columns(meaning[None], np.array([language]), case=False)[0]
         return " ".join(c.NAMES[concept] for concept in spoken if self.lexicon[language, concept] != PAD)
 
 
 def pack_pairs(first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
-    """[CLS] first [SEP] second [SEP], PAD at the right, trimmed: input_ids, token_type_ids, attention_mask (n, T)."""
+    """[CLS] first [SEP] second [SEP], padded at the right: input_ids, token_type_ids and attention_mask (n, T)."""
     n = len(first)
     cls, sep = np.full((n, 1), CLS), np.full((n, 1), SEP)
     tokens = np.concatenate([cls, first, sep, second, sep], axis=1)

@@ -1,8 +1,8 @@
-"""Make the shipped encoder and its language adapters: `python -m fisherdyn.tasks.world.pretrain`.
+"""Makes the shipped encoder and its language adapters: `python -m fisherdyn.tasks.world.pretrain`.
 
-First a BERT of 12 layers learns masked words and next sentences in all ten languages at once; then, with it frozen, one
-MAD-X language adapter a language learns masked words in that language alone (Pfeiffer et al. 2020, "MAD-X"). No label
-of any task is seen.
+First a BERT with 12 layers learns to predict masked words and next sentences in all ten languages at once. Then the
+encoder is frozen, and for each language a MAD-X adapter is trained on text in that language alone (Pfeiffer et al. 2020,
+"MAD-X"). No label of any task is used.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ from .encoder import (
 from .languages import PAD, Languages, pack_pairs
 
 PEAK_LR, WARMUP, BATCH = 2e-3, 150, 128
-MASKED, SORTED = 0.25, 8
+MASKED = 0.25
+SORTED = 8
+"""Batches that are sampled together and sorted by length."""
 NEXT_SENTENCE_FROM = 0.7
 """Share of the encoder's steps after which half of the second sentences come from other documents."""
 ADAPTER_LR, ADAPTER_BATCH = 2e-4, 64
 
 
 def build_encoder(languages: Languages, layers: int = 12, hidden: int = 64, init: float = 0.04) -> BertForPreTraining:
-    """An untrained BERT, without dropout: text is never repeated here."""
+    """An untrained BERT, without dropout because no text is repeated."""
     return BertForPreTraining(
         BertConfig(
             vocab_size=len(languages.vocabulary),
@@ -69,24 +71,24 @@ def build_encoder(languages: Languages, layers: int = 12, hidden: int = 64, init
 def batches(
     corpus: Corpus, steps: int, batch: int, seed: list[int], next_sentence_from: float = 0.0
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """`steps` fresh batches as tensors, each of pairs of similar length (`SORTED` batches are drawn and sorted at once).
+    """Yields `steps` fresh batches, each of documents of similar length.
 
-    Up to the share `next_sentence_from` of the steps all second sentences belong to the first.
+    In the first share `next_sentence_from` of the steps all second sentences belong to the first.
     """
     rng = np.random.default_rng(seed)
     for first in range(0, steps, SORTED):
         broken = 0.5 if first >= next_sentence_from * steps else 0.0
-        drawn = corpus.batch(batch * SORTED, rng, MASKED, broken)
-        length = drawn["attention_mask"].sum(axis=1)
+        documents = corpus.batch(batch * SORTED, rng, MASKED, broken)
+        length = documents["attention_mask"].sum(axis=1)
         order = np.argsort(length, kind="stable").reshape(SORTED, batch)
         for rows in rng.permutation(order)[: steps - first]:
             longest = length[rows].max()
-            one = {name: a[rows, :longest] if a.ndim == 2 else a[rows] for name, a in drawn.items()}
-            yield {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in one.items()}
+            batch_arrays = {name: a[rows, :longest] if a.ndim == 2 else a[rows] for name, a in documents.items()}
+            yield {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in batch_arrays.items()}
 
 
 def pretraining_loss(model: BertForPreTraining, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy of masked words plus that of the next-sentence bit; words are scored at masked positions only."""
+    """Cross-entropy of masked words, at masked positions alone, plus that of the next-sentence label."""
     inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
     hidden, pooled = model.bert(**inputs)[:2]
     masked = batch["labels"] >= 0
@@ -97,7 +99,7 @@ def pretraining_loss(model: BertForPreTraining, batch: dict[str, torch.Tensor]) 
 def train(
     model: BertForPreTraining, text: Iterator[dict[str, torch.Tensor]], steps: int, lr: float, title: str
 ) -> list[float]:
-    """AdamW with warm-up and linear decay over whatever is trainable; the loss of every step."""
+    """Trains all trainable weights with AdamW, warm-up and linear decay; returns the loss of every step."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, min(WARMUP, steps // 4), steps)
@@ -117,7 +119,7 @@ def train(
 
 
 def make_encoder(languages: Languages, out: Path, steps: int, seed: int) -> tuple[BertForPreTraining, dict[str, Any]]:
-    """Trains the encoder and writes it; what to say of it in the recipe."""
+    """Trains the encoder and writes it; returns it with its entry in the recipe."""
     started = time.time()
     torch.manual_seed(seed)
     encoder = build_encoder(languages)
@@ -137,7 +139,7 @@ def make_encoder(languages: Languages, out: Path, steps: int, seed: int) -> tupl
 
 
 def load_encoder(languages: Languages, folder: Path) -> BertForPreTraining:
-    """The encoder that a folder holds, with its language-model head."""
+    """Reads a folder's encoder, with its language-model head."""
     encoder = build_encoder(languages)
     path = folder / ENCODER
     fill(encoder, load(path), path)
@@ -145,7 +147,10 @@ def load_encoder(languages: Languages, folder: Path) -> BertForPreTraining:
 
 
 def make_adapter(encoder: BertForPreTraining, corpus: Corpus, code: str, out: Path, steps: int) -> dict[str, Any]:
-    """Trains and writes the adapter `code`; all else stays frozen. What is drawn depends on the language alone."""
+    """Trains and writes one language's adapter, with all else frozen; returns its entry in the recipe.
+
+    All randomness depends on the language alone, so that adapters can be made one by one.
+    """
     started = time.time()
     row = corpus.languages.index(code)
     torch.manual_seed(row)
@@ -164,7 +169,10 @@ def _last_tenth(losses: list[float]) -> float:
 
 @torch.no_grad()
 def retrieval(encoder: BertForPreTraining, languages: Languages, n: int = 500, layer: int = 8) -> dict[str, float]:
-    """How often a sentence's nearest neighbour (cosine, mean-pooled layer 8) in the source is its translation, 0 to 1."""
+    """Translation retrieval: language -> share of its sentences whose nearest neighbour in the source is a translation.
+
+    Sentences are embedded by the mean of a layer over tokens, and compared by the cosine.
+    """
     meanings = g.sample_meanings(n, np.random.default_rng([WORLD_SEED, 4]))
     nothing = np.zeros((n, 0), dtype=np.int64)
     encoder.eval()
@@ -176,13 +184,14 @@ def retrieval(encoder: BertForPreTraining, languages: Languages, n: int = 500, l
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
     source = embed(0)
-    found = {}
+    source_sentences = languages.speak(meanings, 0)
+    accuracy = {}
     for row in range(1, len(languages.codes)):
         nearest = (embed(row) @ source.T).argmax(1)
-        # Different meanings can be the same sentence (a fact has no number): compare the sentences, not the rows.
-        said = languages.speak(meanings, 0)
-        found[languages.codes[row]] = float((said[nearest.numpy()] == said).all(1).mean())
-    return found
+        # Sentences are compared and not rows, because different meanings can be said by the same sentence.
+        is_translation = (source_sentences[nearest.numpy()] == source_sentences).all(1)
+        accuracy[languages.codes[row]] = float(is_translation.mean())
+    return accuracy
 
 
 def environment() -> dict[str, str]:
@@ -218,9 +227,9 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     recipe_file = args.out / RECIPE
     recipe = json.loads(recipe_file.read_text()) if recipe_file.exists() else {}
-    given = {name: value for name, value in vars(args).items() if value is not None and name != "out"}
-    said = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
-    command = " ".join(["python -m fisherdyn.tasks.world.pretrain", *said])
+    options = {name: value for name, value in vars(args).items() if value is not None and name != "out"}
+    arguments = [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
+    command = " ".join(["python -m fisherdyn.tasks.world.pretrain", *arguments])
     if args.adapters is None:
         encoder, facts = make_encoder(languages, args.out, args.steps, args.seed)
         recipe["encoder"] = {"command": command, **facts, "environment": environment()}

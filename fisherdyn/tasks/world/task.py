@@ -1,4 +1,4 @@
-"""The world's tasks, as a study sees them: trained in the source language, tested in the nine others."""
+"""What the world's tasks share: splits made from a seed, trained in the source language, tested in the nine others."""
 
 from __future__ import annotations
 
@@ -10,43 +10,42 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import nn
-from transformers import BertForSequenceClassification, BertPreTrainedModel
+from transformers import BertPreTrainedModel
 
-from ...layers import Layers
 from ...settings import Metric
 from .. import tuning as tunings
-from ..batches import Batch, ShuffledBatches, in_order, select
-from . import encoder, inference
+from ..batches import Batch, Batches, ShuffledBatches, select
+from ..transfer import DEVELOPMENT, PROBE, TEST, TEST_BATCH, TRAIN, TransferTask
+from . import encoder
 from .languages import LANGUAGES, SOURCE, Languages, distance
 
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
-TRAIN, DEVELOPMENT, TEST, PROBE = range(4)
-"""The last number of each split's seed: splits never share random numbers."""
+PROBE_BATCH = 64
 
 
-class WorldTask:
-    """A task of the world: a head on the shipped encoder, and splits that are made as they are asked for.
+class WorldTask(TransferTask):
+    """A task of the world: a head on the shipped encoder, and splits that are made on demand.
 
     Args:
-        train_examples, dev_examples, test_examples: in the source; in the source; in each target.
-        probe_examples: unlabelled source inputs, apart from the others, that tr(F) is measured on.
+        train_examples, dev_examples: examples in the source.
+        test_examples: examples in each target.
+        probe_examples: unlabelled source inputs, not used for anything else, that tr(F) is measured on.
         batch: examples a training step.
-        tuning: what is trained: "adapter", "lora" or "full".
-        reduction: hidden size over the task adapter's bottleneck.
-        dropout: of the encoder while it trains.
-        languages: targets, by their codes; all nine by default.
-        seed: of the splits; the world itself is the one that the encoder knows.
+        tuning: "adapter", "lora" or "full".
+        reduction: hidden size divided by the task adapter's bottleneck.
+        dropout: of the encoder in training.
+        languages: codes of the targets (default: all nine).
+        seed: of the splits. The world itself is always the one that the encoder was pretrained on.
         weights: folder of the encoder.
 
     Raises:
         ValueError: an unknown language or tuning, or a split without examples.
     """
 
-    name: ClassVar[str]
     head: ClassVar[type[BertPreTrainedModel]]
     num_labels: ClassVar[int] = 2
     stream: ClassVar[int]
-    """Of the task's random numbers: two tasks never share any."""
+    """Part of the seed of the task's splits, so that no two tasks share random numbers."""
     source = SOURCE
     skipped: ClassVar[Mapping[str, str]] = {}
 
@@ -79,16 +78,12 @@ class WorldTask:
         self.targets = tuple(languages) or self.languages.codes[1:]
         self.distances = {code: distance(LANGUAGES[self.languages.index(code)]) for code in self.targets}
 
-    def make_split(self, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """n examples in one language: INPUTS (n, ..., T) and what is to be predicted (n,)."""
-        raise NotImplementedError
-
-    def metric(self, split: Batch, code: str) -> Metric:
-        """What a model is worth on a split in a language."""
+    def make_split(self, language: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """n examples in one language: INPUTS (n, ..., tokens) and labels (n,)."""
         raise NotImplementedError
 
     def check(self) -> None:
-        """Reads all that a run will read.
+        """Reads everything that a run will read.
 
         Raises:
             CheckpointError: weights are missing or damaged.
@@ -106,13 +101,10 @@ class WorldTask:
             weights=self.weights,
         )
 
-    def layers(self, model: nn.Module) -> Layers:
-        return tunings.layers_of(model, self.tuning)
-
-    def split(self, which: int, code: str = SOURCE) -> Batch:
-        """One of TRAIN, DEVELOPMENT, TEST, PROBE in one language."""
-        rng = np.random.default_rng([self.seed, self.stream, self.languages.index(code), which])
-        arrays = self.make_split(code, self.sizes[which], rng)
+    def split(self, which: int, language: str = SOURCE) -> Batch:
+        """TRAIN, DEVELOPMENT, TEST or PROBE in a language, as one padded batch."""
+        rng = np.random.default_rng([self.seed, self.stream, self.languages.index(language), which])
+        arrays = self.make_split(language, self.sizes[which], rng)
         return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
 
     @cached_property
@@ -123,41 +115,13 @@ class WorldTask:
         return ShuffledBatches(self.sizes[TRAIN], self.batch, seed, partial(select, self._train))
 
     def probe_loader(self) -> list[Batch]:
-        split = {name: x for name, x in self.split(PROBE).items() if name in INPUTS}
-        return list(in_order(torch.arange(self.sizes[PROBE]), 64, partial(select, split)))
-
-    def evaluate_source(self) -> Metric:
-        return self.metric(self.split(DEVELOPMENT), SOURCE)
-
-    def evaluate(self) -> dict[str, Metric]:
-        return {code: self.metric(self.split(TEST, code), code) for code in self.targets}
+        inputs = {name: x for name, x in self.split(PROBE).items() if name in INPUTS}
+        return list(Batches(self.sizes[PROBE], PROBE_BATCH, partial(select, inputs)))
 
 
 class ClassifyingTask(WorldTask):
-    """A task whose answer is one of a few: the metric is accuracy."""
+    """A task with one label for each example; the metric is accuracy."""
 
-    def metric(self, split: Batch, code: str) -> Metric:
-        return partial(accuracy, split=split, code=code, tuning=self.tuning)
-
-
-class InferenceTask(ClassifyingTask):
-    """Three-way inference between two sentences."""
-
-    name = "world"
-    head: ClassVar = BertForSequenceClassification
-    num_labels = len(inference.CLASSES)
-    stream = 5
-
-    def make_split(self, code: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return inference.make_split(self.languages, code, n, rng)
-
-
-def accuracy(model: nn.Module, split: Batch, code: str, tuning: str = tunings.ADAPTER) -> float:
-    """Share of right answers, 0 to 1, with the language's adapter in; the source's is back in afterwards."""
-    right = 0
-    with tunings.in_language(model, tuning, code, SOURCE) as device:
-        for batch in in_order(torch.arange(len(split["labels"])), 128, partial(select, split)):
-            labels = batch.pop("labels").to(device)
-            logits = model(**{name: x.to(device) for name, x in batch.items()}).logits
-            right += int((logits.argmax(dim=1) == labels).sum())
-    return right / len(split["labels"])
+    def metric(self, split: Batch, language: str) -> Metric:
+        batches = Batches(len(split["labels"]), TEST_BATCH, partial(select, split))
+        return partial(self.accuracy, batches=batches, language=language)
