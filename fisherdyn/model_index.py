@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import nn
 
 
@@ -23,26 +21,38 @@ class ModelIndex:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.places: dict[str, nn.Module] = dict(_walk(model))
-        self.modules: list[nn.Module] = list({id(module): module for module in self.places.values()}.values())
+        self.places: dict[str, nn.Module] = {}
+        self.modules: list[nn.Module] = []
         self.parameters: dict[str, nn.Parameter] = {}
         self._owners: dict[int, list[tuple[nn.Module, str, str]]] = {}
-        self._index_parameters()
+        self._walk()
 
-    def _index_parameters(self) -> None:
+    def _walk(self) -> None:
+        """Parents first, in the order of registration."""
         indexed: set[int] = set()
-        for place, module in self.places.items():
-            if id(module) in indexed:
+        stack = [("", "", self.model)]
+        while stack:
+            name, prefix, module = stack.pop()
+            self.places[name] = module
+            if id(module) not in indexed:
+                indexed.add(id(module))
+                self.modules.append(module)
+                if module._parameters:
+                    self._add_parameters(prefix, module)
+            for child, submodule in reversed(module._modules.items()):
+                if submodule is not None:
+                    place = prefix + child
+                    stack.append((place, place + ".", submodule))
+
+    def _add_parameters(self, prefix: str, module: nn.Module) -> None:
+        for short, parameter in module._parameters.items():
+            if parameter is None:
                 continue
-            indexed.add(id(module))
-            for short, parameter in module._parameters.items():
-                if parameter is None:
-                    continue
-                name = f"{place}.{short}" if place else short
-                owners = self._owners.setdefault(id(parameter), [])
-                if not owners:
-                    self.parameters[name] = parameter
-                owners.append((module, short, name))
+            name = prefix + short
+            owners = self._owners.setdefault(id(parameter), [])
+            if not owners:
+                self.parameters[name] = parameter
+            owners.append((module, short, name))
 
     def owners_of(self, parameter: nn.Parameter) -> list[tuple[nn.Module, str, str]]:
         """(module, name in the module, full name) for each module that holds the parameter; tied weights have several."""
@@ -54,17 +64,3 @@ class ModelIndex:
             return self.parameters[name]
         place, _, short = name.rpartition(".")
         return self.places[place]._parameters[short]  # type: ignore[return-value]
-
-
-def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module at every name, parents first, in the order of registration."""
-    stack = [("", model)]
-    while stack:
-        name, module = stack.pop()
-        yield name, module
-        prefix = f"{name}." if name else ""
-        stack.extend(
-            (prefix + child, submodule)
-            for child, submodule in reversed(module._modules.items())
-            if submodule is not None
-        )

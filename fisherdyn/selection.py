@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from .fisher.batches import Batch, length_of
+from .fisher.check import CheckName
 from .fisher.distributed import processes, rank_generator, shard
 from .fisher.running_mean import RunningMean
 from .fisher.trace import fisher_trace
@@ -72,6 +73,7 @@ def choose(
     generator: torch.Generator,
     labels: str = "rademacher",
     likelihood: Likelihood | str | None = None,
+    check: CheckName = "first",
 ) -> Selection:
     """Measures the candidates on up to `scoring.batches` batches.
 
@@ -128,6 +130,7 @@ def choose(
             num_batches=math.ceil(budget / processes()),
             enough=rule.enough if by_example and scoring.error_rate else None,
             generator=rank_generator(generator),
+            check=check,
         )
     except ValueError as error:
         raise ValueError(f"tr(F) at step {step}: {error}") from error

@@ -175,7 +175,8 @@ class Rebatcher:
 
     def trim(self, batch: Batch) -> Batch:
         """The batch without the columns of padding on its right, where they are certain to change nothing."""
-        return trim_padding(batch) if self._padding_is_neutral else batch
+        trimmed = trim_padding(batch)
+        return trimmed if trimmed is not batch and self._padding_is_neutral else batch
 
     def _fit(self, first: Batch, second: Batch) -> bool:
         if count_in(first) == 1:  # some models take one example alone, and no more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -83,21 +84,35 @@ def _tensor_attributes(modules: list[nn.Module]) -> list[tuple[dict[str, Any], d
     for module in modules:
         attributes = vars(module)
         # Adapters' prompt tuning keeps a tensor that is no buffer and sets it anew in each call.
-        if tensors := {name: x for name, x in attributes.items() if isinstance(x, Tensor)}:
-            kept.append((attributes, tensors))
+        if any(map(_is_tensor_type, map(type, attributes.values()))):
+            kept.append((attributes, {name: x for name, x in attributes.items() if isinstance(x, Tensor)}))
         if "max_seq_len_cached" in attributes:  # rotary frequencies, and the length that they are for
             kept.append((attributes, {"max_seq_len_cached": attributes["max_seq_len_cached"]}))
             kept.append((module._buffers, {**module._buffers}))
     return kept
 
 
+@cache
+def _is_tensor_type(kind: type) -> bool:
+    """Cached: a model has tens of thousands of attributes, of a few dozen types."""
+    return issubclass(kind, Tensor)
+
+
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     """Through train() where a class has its own (some merge weights there), and then flag by flag."""
     for module, training in modes:
-        if type(module).train is not nn.Module.train and module.training != training:
+        if module.training != training and _has_own_train(module):
             module.train(training)
-    for module, training in modes:
-        module.training = training
+    for module, training in modes:  # train() sets those of the modules inside, too
+        vars(module)["training"] = training  # past nn.Module.__setattr__, which takes longer than the rest of this loop
+
+
+def _has_own_train(module: nn.Module) -> bool:
+    """Whether train() does more than to set flags. Without kernels, transformers' does not, and it visits every module."""
+    train = type(module).train
+    if train.__module__ == "transformers.modeling_utils":
+        return bool(getattr(module, "use_kernels", False))
+    return train is not nn.Module.train
 
 
 def validate_model(model: ModelIndex) -> None:
@@ -114,12 +129,18 @@ def validate_model(model: ModelIndex) -> None:
             f"{type(model.model).__name__} hides the modules that are called: measure model.{inner} instead"
         )
     for name, parameter in model.parameters.items():
+        if type(parameter) is nn.Parameter and not parameter.is_meta:
+            continue
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"parameter {name!r} has no shape yet: run a forward pass first")
         if parameter.is_meta:
             raise ValueError(f"parameter {name!r} is on device 'meta', which holds no numbers: load its weights first")
     for name, module in model.places.items():
-        _validate_module(name, module)
+        if isinstance(module, _SUSPECTS) or "scale_grad_by_freq" in vars(module):
+            _validate_module(name, module)
+
+
+_SUSPECTS = (torch.jit.ScriptModule, nn.Embedding, nn.EmbeddingBag, nn.modules.batchnorm._BatchNorm)
 
 
 def _validate_module(name: str, module: nn.Module) -> None:
