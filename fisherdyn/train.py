@@ -125,7 +125,7 @@ def fit(
     weights = {**trained, **dict(model.named_buffers())}
     stopping = Stopping(weights, patience, keep_best)
     configuration: dict[str, Any] = {
-        "policy": policy.name,
+        "policy": policy.id,
         "interval": unfreezing.interval,
         "steps": steps,
         "lr": lr,

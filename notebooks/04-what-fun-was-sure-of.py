@@ -67,7 +67,7 @@ def train(method, seed):
     return fit(
         model,
         loader,
-        policy=policies.NAMED[method](),
+        policy=policies.NAMED[method],
         interval=K,
         steps=STEPS,
         lr=8e-3,
