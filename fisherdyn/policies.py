@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from .likelihoods import LABELS
-from .validation import whole
+from .validation import Count, check
 
 Scores = Mapping[str, tuple[float, float]]
 """Layer -> (tr(F), standard error)."""
@@ -215,7 +215,7 @@ def fun(
     def select(context: SelectionContext) -> tuple[str, ...]:
         return (max(reversed(context.frozen), key=lambda layer: context.scores[layer][0]),)
 
-    read = whole("batches", batches) if batches is not None else (41 if method == "authors" else 40)
+    read = check("batches", batches, Count) if batches is not None else (41 if method == "authors" else 40)
     return Policy("fun", _top, select, Scoring(labels, method, read, error_rate), label="FUN", paper="Ada+FUN")
 
 

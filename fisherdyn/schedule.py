@@ -19,7 +19,7 @@ from .layers import Layers, resolve_layers
 from .likelihoods import Likelihood
 from .policies import Policy, SelectionContext
 from .selection import Selection, choose, require_shareable
-from .validation import is_whole, whole
+from .validation import Count, Whole, check
 
 TIMINGS = ("prose", "authors")
 
@@ -65,7 +65,7 @@ class Unfreezing:
         self.times = _times(policy, len(layers), self.interval, timing)
         self.decisions: list[tuple[int, tuple[str, ...]]] = [(0, policy.start(tuple(layers)))]
         self.selections: list[Selection] = []
-        seed = whole("seed", seed, least=None)
+        seed = check("seed", seed, Whole)
         # Two generators: what is measured must not depend on what is drawn.
         self._chance, self._noise = (torch.Generator().manual_seed(seed) for _ in range(2))
         self._steps = 0
@@ -292,22 +292,19 @@ class Unfreezing:
             )
 
 
-def _interval(given: Any) -> int | tuple[int, ...]:
+def _interval(interval: Any) -> int | tuple[int, ...]:
     """k, or the steps at which SELECT is asked, as Python's ints."""
-    if is_whole(given):
-        if given < 1:
-            raise ValueError(f"expected an interval of at least 1 step, got {given}")
-        return int(given)
     try:
-        times = tuple(given)
-    except TypeError:  # nothing to iterate over
-        times = ()
-    if not times or not all(map(is_whole, times)) or times[0] < 1 or any(a >= b for a, b in pairwise(times)):
+        several = not isinstance(interval, str) and isinstance(interval, Iterable)
+        steps = check("interval", tuple(interval) if several else (interval,), tuple[Count, ...])
+    except ValueError:
+        steps = ()
+    if not steps or any(a >= b for a, b in pairwise(steps)):
         raise ValueError(
-            "expected an interval that is a whole number of updates, such as 50, or whole steps of at least 1 that "
-            f"increase, such as (50, 80), got {given!r}"
+            "expected an interval that is a whole number of at least 1 update, such as 50, or whole steps of at least 1 "
+            f"that increase, such as (50, 80), got {interval!r}"
         )
-    return tuple(map(int, times))
+    return steps if several else steps[0]
 
 
 def _times(policy: Policy, layers: int, interval: int | tuple[int, ...], timing: str) -> tuple[int, ...]:

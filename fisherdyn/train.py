@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from .loop.resume import Resumable
 from .loop.stopping import Stopping
 from .policies import Policy
 from .schedule import Unfreezing
-from .validation import whole
+from .validation import Count, Rate, Whole, check
 
 __all__ = ["Metric", "fit"]
 
@@ -107,10 +105,13 @@ def fit(
             that names unknown layers; a loss or tr(F) that is not finite (with the step); a checkpoint of another run;
             patience or keep_best without evaluate_source.
     """
-    steps, record_every = whole("steps", steps), whole("record_every", record_every)
-    accumulate, checkpoint_every = whole("accumulate", accumulate), whole("checkpoint_every", checkpoint_every)
-    evaluate_every = None if evaluate_every is None else whole("evaluate_every", evaluate_every)
-    seed, lr = whole("seed", seed, least=None), _rate(lr)
+    steps, record_every = check("steps", steps, Count), check("record_every", record_every, Count)
+    accumulate, checkpoint_every = (
+        check("accumulate", accumulate, Count),
+        check("checkpoint_every", checkpoint_every, Count),
+    )
+    evaluate_every = check("evaluate_every", evaluate_every, Count | None)
+    seed, lr = check("seed", seed, Whole), check("lr", lr, Rate)
     _refuse(labels, lr_schedule, by_source=patience is not None or keep_best, evaluate_source=evaluate_source)
     execution = Execution(model, precision, gradient_checkpointing, compile, accelerator)
     unfreezing = Unfreezing(policy, resolve_layers(model, layers), interval, timing=timing, seed=seed)
@@ -197,13 +198,6 @@ def fit(
         stopping.put_best_back()
     best_step = stopping.best_step if keep_best else None
     return journal.dataset(unfreezing, {**configuration, "device": str(device_of(model))}, best_step, model)
-
-
-def _rate(lr: Any) -> float:
-    """The learning rate as a float; files such as YAML give 1e-3 as text."""
-    if not isinstance(lr, Real) or not 0 <= float(lr) < math.inf:
-        raise ValueError(f"expected lr as a number of at least 0, such as 1e-3, got {lr!r}")
-    return float(lr)
 
 
 def _refuse(labels: str, lr_schedule: str, by_source: bool, evaluate_source: Metric | None) -> None:

@@ -415,12 +415,15 @@ def in_use(data):
 @pytest.mark.parametrize(
     ("misuse", "message"),
     [
-        (lambda m, o: Recorder(m, batches(), every=0), "every of at least 1 step, got 0"),
-        (lambda m, o: Recorder(m, batches(), every=2.5), "every of at least 1 step, got 2.5"),
-        (lambda m, o: Recorder(m, batches(), every=True), "every of at least 1 step, got True"),
+        (lambda m, o: Recorder(m, batches(), every=0), "every as a whole number of at least 1, got 0"),
+        (lambda m, o: Recorder(m, batches(), every=2.5), "every as a whole number of at least 1, got 2.5"),
+        (lambda m, o: Recorder(m, batches(), every=True), "every as a whole number of at least 1, got True"),
         (lambda m, o: Recorder(m, batches(), every=5, steps=[1]), "every= or steps=, got both"),
         (lambda m, o: Recorder(m, batches(), steps=[]), "at least one step to record"),
-        (lambda m, o: Recorder(m, batches(), steps=[0, -1]), "whole numbers of at least 0, got -1"),
+        (
+            lambda m, o: Recorder(m, batches(), steps=[0, -1]),
+            "a step to record as a whole number of at least 0, got -1",
+        ),
         (lambda m, o: Recorder(nn.DataParallel(m), batches()), "pass the model inside, model.module"),
         (
             lambda m, o: Recorder(m, iter(batches())),

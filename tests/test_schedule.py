@@ -234,7 +234,10 @@ def test_an_optimizer_made_too_late(model):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Unfreezing(policies.top_down(), LAYERS, 0), "interval of at least 1 step, got 0"),
+        (
+            lambda: Unfreezing(policies.top_down(), LAYERS, 0),
+            r"interval that is a whole number of at least 1 update, .*got .*0",
+        ),
         (lambda: Unfreezing(policies.top_down(), LAYERS, [3, 3]), "steps of at least 1 that increase"),
         (lambda: Unfreezing(policies.top_down(), LAYERS, []), "steps of at least 1 that increase"),
         (lambda: Unfreezing(policies.top_down(), LAYERS, 2.5), "interval that is a whole number .* got 2.5"),
@@ -242,7 +245,10 @@ def test_an_optimizer_made_too_late(model):
         (lambda: Unfreezing(policies.top_down(), LAYERS, None), "interval that is a whole number .* got None"),
         (lambda: Unfreezing(policies.top_down(), LAYERS, "2"), "interval that is a whole number .* got '2'"),
         (lambda: Unfreezing(policies.top_down(), LAYERS, [1.5, 3.2, 7]), r"got \[1\.5, 3\.2, 7\]"),
-        (lambda: Unfreezing(policies.top_down(), LAYERS, np.int64(0)), "interval of at least 1 step, got 0"),
+        (
+            lambda: Unfreezing(policies.top_down(), LAYERS, np.int64(0)),
+            r"interval that is a whole number of at least 1 update, .*got .*0",
+        ),
         (lambda: Unfreezing(policies.top_down(), LAYERS, 2, seed=None), "seed as a whole number, got None"),
         (
             lambda: Unfreezing(policies.top_down(), LAYERS, 5, timing="code"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..validation import is_whole
+from ..validation import Count, Natural, check
 
 
 @dataclass(frozen=True)
@@ -19,24 +19,19 @@ class Cadence:
 
     @classmethod
     def of(cls, every: int | None, steps: Iterable[int] | None) -> Cadence:
-        """From what a user says; nothing said is every 100 steps.
+        """Every 100 steps where neither is given.
 
         Raises:
-            ValueError: both are given; a step that is none.
+            ValueError: both are given; a step that is not a whole number.
         """
-        if steps is None:
-            every = 100 if every is None else every
-            if not is_whole(every) or every < 1:
-                raise ValueError(f"expected every of at least 1 step, got {every!r}")
-            return cls(every, frozenset())
-        if every is not None:
+        if every is not None and steps is not None:
             raise ValueError("expected every= or steps=, got both")
-        chosen = list(steps)
-        if wrong := [step for step in chosen if not is_whole(step) or step < 0]:
-            raise ValueError(f"expected steps that are whole numbers of at least 0, got {wrong[0]!r}")
+        if steps is None:
+            return cls(check("every", 100 if every is None else every, Count), frozenset())
+        chosen = frozenset(check("a step to record", step, Natural) for step in steps)
         if not chosen:
             raise ValueError("expected at least one step to record, got none")
-        return cls(None, frozenset(map(int, chosen)))
+        return cls(None, chosen)
 
     def due(self, step: int) -> bool:
         return step in self.steps if self.every is None else step % self.every == 0
