@@ -36,7 +36,7 @@ def test_python_runs(block, tmp_path):
 def test_commands_are_understood(command):
     """A sweep is planned, not run; everything else is run."""
     if command[2] == "fisherdyn.sweep":
-        runs, _ = plan(parse(command[3:])[1])
+        runs, _ = plan(parse(command[3:]))
         assert runs
         return
     done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, cwd=ROOT, check=False)

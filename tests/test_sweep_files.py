@@ -31,18 +31,18 @@ def written(folder: Path, text: str, name: str = "mine.yaml") -> str:
 
 
 def test_yaml_is_options_and_rows(tmp_path):
-    runs, settings = plan(parse([written(tmp_path, MINE)])[1])
+    runs, settings = plan(parse([written(tmp_path, MINE)]))
     assert [run.schedule for run in runs] == ["standard", "odd first", "gentle"] * 2
     assert (settings.steps, settings.lr) == (40, 1e-3)
     assert runs[1].order == (9, 7, 5, 3, 1, 10, 8, 6, 4, 2, 0)
     assert (settings.of(runs[2]).lr, settings.of(runs[2]).interval, runs[2].policy) == (2e-3, 3, "top_down")
-    runs, settings = plan(parse([written(tmp_path, MINE), "--steps", "8", "--seeds", "1"])[1])
+    runs, settings = plan(parse([written(tmp_path, MINE), "--steps", "8", "--seeds", "1"]))
     assert (len(runs), settings.steps) == (3, 8)
 
 
 def test_rows_may_share_what_yaml_merges(tmp_path):
     text = "schedules:\n  x: &x {policy: fun, lr: 0.1}\n  y: &y {<<: *x, lr: 0.2}\n  z: {<<: *y, lr: 0.3}\n"
-    runs, _ = plan(parse([written(tmp_path, text), "--seeds", "1"])[1])
+    runs, _ = plan(parse([written(tmp_path, text), "--seeds", "1"]))
     assert [(run.policy, run.changes["lr"]) for run in runs] == [("fun", 0.1), ("fun", 0.2), ("fun", 0.3)]
 
 
@@ -153,7 +153,7 @@ def test_a_wrong_file_ends_with_one_line_and_2(tmp_path, capsys, name, text, mes
 
 def test_numbers_that_yaml_takes_for_texts(tmp_path):
     text = "lr: 1e-2\nschedules:\n  x: {policy: fun, lr: 1e-3, interval: 3.0, train_examples: 8, fit: {patience: 2}}\n"
-    runs, settings = plan(parse([written(tmp_path, text), "--seeds", "1"])[1])
+    runs, settings = plan(parse([written(tmp_path, text), "--seeds", "1"]))
     own = settings.of(runs[0])
     assert (settings.lr, own.lr, own.interval, own.fit) == (1e-2, 1e-3, 3, {"patience": 2})
 
@@ -162,7 +162,7 @@ def test_a_trainer_of_ones_own_has_keys_of_its_own(tmp_path):
     text = (
         Path(STUDY).read_text() + "\nschedules = {'s1': {'policy': 'standard', 'width': 3, 'train_examples': 'all'}}\n"
     )
-    runs, settings = plan(parse([written(tmp_path, text, "mine.py"), "--seeds", "1"])[1])
+    runs, settings = plan(parse([written(tmp_path, text, "mine.py"), "--seeds", "1"]))
     assert settings.of(runs[0]).options["width"] == 3
 
 

@@ -21,7 +21,7 @@ from fisherdyn.sweep.engine import InProcess
 from fisherdyn.sweep.failures import RETRIES
 from fisherdyn.sweep.running import run
 from fisherdyn.sweep.store import SweepStore
-from fisherdyn.sweep.studies import Run, Settings
+from fisherdyn.sweep.runs import Run, Settings
 
 STUDY = str(Path(nothing.__file__))
 ONE, TWO = ["--workers", "1"], ["--workers", "2"]

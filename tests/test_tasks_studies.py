@@ -21,7 +21,7 @@ from fisherdyn.sweep import estimate, recipes, studies, tables
 from fisherdyn.sweep.__main__ import main, parse, plan
 from fisherdyn.sweep.execute import _with_exact_match, execute
 from fisherdyn.sweep.store import SweepStore
-from fisherdyn.sweep.studies import METHODS, Run, Settings
+from fisherdyn.sweep.runs import Run, Settings
 from fisherdyn.tasks.metrics import AnswerMetric
 
 shared = pytest.mark.skipif(not tiny.SHARED.is_dir(), reason="the shared data are not beside the project")
@@ -237,7 +237,7 @@ def test_a_folder_has_the_recipe_of_the_model_that_it_is_like(hub):
 
 
 def test_what_the_user_wants_goes_before_the_recipe():
-    runs, settings = plan(parse(["compare", "--task", "xquad", "--steps", "100", "--lr", "1e-3", "--seeds", "1"])[1])
+    runs, settings = plan(parse(["compare", "--task", "xquad", "--steps", "100", "--lr", "1e-3", "--seeds", "1"]))
     by = {run.schedule: settings.of(run) for run in runs}
     assert {own.steps for own in by.values()} == {100}
     assert {own.lr for name, own in by.items() if name != "full"} == {1e-3}
@@ -248,7 +248,7 @@ def test_what_the_user_wants_goes_before_the_recipe():
 
 def test_epochs_are_counted_over_the_examples_that_are_trained_on():
     arguments = ["compare", "--task", "xquad", "--model", MBERT, "--seeds", "1"]
-    all_of_them, few = (plan(parse([*arguments, *more])[1])[1].steps for more in ([], ["--train-examples", "1000"]))
+    all_of_them, few = (plan(parse([*arguments, *more]))[1].steps for more in ([], ["--train-examples", "1000"]))
     assert (all_of_them, few) == (5 * 2738, 5 * 32)
 
 
@@ -473,7 +473,7 @@ def test_a_variable_that_only_some_runs_have_gets_its_room(tmp_path):
 
 
 def test_rows_by_number_of_training_examples():
-    runs, settings = plan(parse(["low-resource", "--seeds", "1"])[1])
+    runs, settings = plan(parse(["low-resource", "--seeds", "1"]))
     assert [(run.schedule, settings.of(run).options["train_examples"]) for run in runs] == [
         (name, size) for size in (200, 1000, 4000) for name in studies.LOW_RESOURCE_METHODS
     ]
@@ -494,7 +494,7 @@ def test_rows_by_number_of_training_examples():
 @pytest.mark.parametrize("method", ["FUN", "full"])
 def test_the_worlds_other_tasks_run_as_a_study_does(name, method):
     small = {"train_examples": 64, "dev_examples": 16, "test_examples": 16, "probe_examples": 8}
-    runs, settings = plan(parse(["compare", "--task", name, "--steps", "3", "--interval", "1", "--seeds", "1"])[1])
+    runs, settings = plan(parse(["compare", "--task", name, "--steps", "3", "--interval", "1", "--seeds", "1"]))
     run = next(run for run in runs if run.schedule == method)
     ds = execute(run, replace(settings, options={**settings.options, **small}))
     assert ds.sizes["target"] == 9

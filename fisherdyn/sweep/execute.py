@@ -9,22 +9,23 @@ import torch
 import xarray as xr
 
 from .. import policies, record, tasks
+from ..policies import Policy
 from ..tasks.metrics import AnswerMetric
 from ..train import Metric, fit
-from .studies import Run, Settings
+from .runs import Run, Settings
 
 
 def execute(
     run: Run,
     settings: Settings,
     on_step: Callable[[int, float], None] | None = None,
-    named: Mapping[str, Callable[[], policies.Policy]] = policies.NAMED,
+    known: Mapping[str, Policy] = policies.NAMED,
 ) -> xr.Dataset:
     """Trains one run from scratch; a pure function of its arguments (on one kind of machine).
 
     Args:
         on_step: called with the number of updates made and the last one's loss.
-        named: the policies that a run may name.
+        known: the policies that a run may name, by id.
     """
     # One thread whatever the engine: sums in another order would be other numbers.
     torch.set_num_threads(1)
@@ -37,7 +38,7 @@ def execute(
     ds = fit(
         model,
         task.train_loader(run.seed),
-        policy=_policy(run, named),
+        policy=policies.permutation(run.order) if run.order else known[run.policy],
         interval=settings.interval,
         steps=settings.steps,
         lr=settings.lr,
@@ -52,12 +53,6 @@ def execute(
         **settings.fit,
     )
     return _with_distances(_with_exact_match(ds, metrics), task.distances)
-
-
-def _policy(run: Run, named: Mapping[str, Callable[[], policies.Policy]]) -> policies.Policy:
-    if run.policy in ("", "permutation"):
-        return policies.permutation(run.order) if run.order else policies.all_at_once()
-    return named[run.policy]()
 
 
 def _with_exact_match(ds: xr.Dataset, metrics: Mapping[str, Metric]) -> xr.Dataset:

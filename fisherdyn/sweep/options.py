@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, Field
 
-from .. import tasks
 from ..settings import Evaluation, Execution, Measurement, Optimization
 from ..validation import Count, Expected, Natural, Positive, SettingsField, check, fields_of, settings
 
@@ -33,7 +33,7 @@ def _are_texts(value: Any) -> bool:
 
 
 Texts = Annotated[tuple[str, ...], Expected("texts")]
-CommaSeparated = Annotated[tuple[str, ...], BeforeValidator(_parts), Expected("names separated by commas")]
+CommaSeparated = Annotated[list[str], BeforeValidator(_parts), Expected("names separated by commas")]
 Counts = Annotated[
     tuple[Count, ...], BeforeValidator(_numbers), Expected("whole numbers of at least 1 separated by commas")
 ]
@@ -47,9 +47,9 @@ class TaskOptions:
     """What is trained on: TASKS, or MODULE:FACTORY for a task of your own."""
     model: str | None = None
     """xlm-roberta-base (the default), bert-base-multilingual-cased, microsoft/mdeberta-v3-base, or a folder."""
-    data: Path | None = None
+    data: str | None = None
     """Folder with the data sets (default: the hub)."""
-    adapters: Path | None = None
+    adapters: str | None = None
     """Folder with language adapters, one a language (default: the hub)."""
     tuning: str | None = None
     """adapter (MAD-X, the default), lora or full."""
@@ -61,8 +61,7 @@ class TaskOptions:
     def of_task(self) -> dict[str, Any]:
         """Keyword arguments for `tasks.load`."""
         named = {name: getattr(self, name) for name in fields_of(TaskOptions) if name != "task"}
-        named = {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items() if value}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 @settings
@@ -105,7 +104,7 @@ class Options(TaskOptions, RunOptions):
     """List the runs and their steps, and stop."""
     status: bool = False
     """Say what of --out is done, has failed and is left."""
-    fit: Mapping[str, Any] = {}
+    fit: Mapping[str, Any] = Field(default_factory=dict)
     """Options of `fit` that were given."""
 
     def __post_init__(self) -> None:
@@ -137,6 +136,11 @@ class IntervalOptions(Options):
     intervals: Counts = ()
     """Numbers of steps between openings, such as 5,10,20 (default: a quarter to 1.5 of the recipe's)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.intervals)) < len(self.intervals):
+            raise ValueError(f"expected intervals each once, got {','.join(map(str, self.intervals))}")
+
 
 FIT = {
     **{name: fields_of(Optimization)[name] for name in ("lr_schedule", "weight_decay", "max_grad_norm", "accumulate")},
@@ -145,3 +149,20 @@ FIT = {
     **{name: fields_of(Execution)[name] for name in ("precision", "gradient_checkpointing", "compile")},
 }
 """Settings of `fit` that a sweep passes on."""
+
+
+def checked(values: Mapping[str, Any], known: Mapping[str, SettingsField]) -> dict[str, Any]:
+    """Values in the types of the settings that are known; others as they are.
+
+    Raises:
+        ValueError: a value is not of its type.
+    """
+    return {
+        name: check(name, value, given(known[name].kind)) if name in known else value for name, value in values.items()
+    }
+
+
+def given(kind: Any) -> Any:
+    """A type without the None that stands for what was left out."""
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    return Union[tuple(parts)] if get_origin(kind) in (Union, UnionType) else kind  # noqa: UP007
