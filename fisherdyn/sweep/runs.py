@@ -83,8 +83,8 @@ class Settings:
 
     def asdict(self) -> dict[str, Any]:
         """Flat and in plain values, as a file's attributes must be."""
-        nested = asdict(self)
-        flat = {**nested, **nested.pop("options"), **nested.pop("fit")}
+        flat = asdict(self)
+        flat |= {**flat.pop("options"), **flat.pop("fit")}
         return {key: _plain(value) for key, value in flat.items() if value not in ("", None)}
 
     def of(self, run: Run) -> Settings:
