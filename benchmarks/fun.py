@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherdyn import fisher_trace, policies, selection, tasks
-from fisherdyn.fisher.running_mean import RunningMean
+from fisherdyn.fisher.running_mean import BatchValues, RunningMean
 from fisherdyn.layers import Layers
 from fisherdyn.policies import Scores
 from fisherdyn.schedule import Unfreezing
@@ -82,7 +82,7 @@ def replayed(values: Tensor, size: int) -> tuple[int, bool]:
     budget = min(SAMPLING.batches, len(values) // size)
     rule, read = Rule(budget, SAMPLING.error_rate), RunningMean()
     for rows in values[: budget * size].split(size):
-        read.add(rows, size, 1)
+        read.add(BatchValues(rows, size, 1))
         if rule.enough(read):
             break
     return read.batches, rule.confidence(read.values.numpy()) < 1 - SAMPLING.error_rate

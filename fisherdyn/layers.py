@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from .model_index import ModelIndex
+
 Layers = dict[str, tuple[str, ...]]
 """Bottom layer first. A parameter belongs to at most one layer."""
 
@@ -20,7 +22,7 @@ _HEAD = re.compile(r"(^|[._])(head|classif\w*|lm_head|score|qa_outputs|pooler|fc
 """Names that are above the stack wherever the model registers them: the order of registration need not be that of calls."""
 
 
-def resolve_layers(model: nn.Module, choice: LayerChoice = None) -> Layers:
+def resolve_layers(model: nn.Module | ModelIndex, choice: LayerChoice = None) -> Layers:
     """The layers of a model.
 
     Args:
@@ -31,7 +33,8 @@ def resolve_layers(model: nn.Module, choice: LayerChoice = None) -> Layers:
     Raises:
         ValueError: nothing is left, a parameter is unknown or in two layers; the message lists what there is.
     """
-    names = [name for name, _ in model.named_parameters()]
+    model = _indexed(model)
+    names = list(model.parameters)
     if choice is None:
         layers = find_layers(model)
     elif isinstance(choice, str):
@@ -83,59 +86,65 @@ def _some(names: list[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "") or "(none)"
 
 
-def find_layers(model: nn.Module) -> Layers:
+def find_layers(model: nn.Module | ModelIndex) -> Layers:
     """Adapters by block where there is a trainable one; else the largest repeated stack, what precedes and follows it.
 
     Adapters are bottlenecks and LoRA of the adapters library and LoRA of peft. A model with neither is split into its
     modules that own parameters.
     """
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    model = _indexed(model)
+    trainable = {name for name, p in model.parameters.items() if p.requires_grad}
     adapters = {m.group(1) for name in trainable if (m := _ADAPTER.search(name))}
     if adapters:
         return adapter_layers(model, *sorted(adapters))
     stack = _largest_stack(model)
     if stack is not None:
         return _stack_layers(model, stack)
-    return _group([name for name, _ in model.named_parameters()], lambda name: name.rpartition(".")[0] or name)
+    return _group(list(model.parameters), lambda name: name.rpartition(".")[0] or name)
 
 
-def adapter_layers(model: nn.Module, *adapters: str) -> Layers:
+def _indexed(model: nn.Module | ModelIndex) -> ModelIndex:
+    return model if isinstance(model, ModelIndex) else ModelIndex(model)
+
+
+def adapter_layers(model: nn.Module | ModelIndex, *adapters: str) -> Layers:
     """One layer a block, named by its number: the parameters of the named adapters or LoRAs.
 
     Where there are several stacks (encoder and decoder), the name has what precedes the number too: "encoder.layers.0".
     What adapts a module outside of all blocks (peft's "all-linear" takes the pooler too) is a layer of the module's name.
     """
-    found = {name: m for name, _ in model.named_parameters() if (m := _ADAPTER.search(name)) and m.group(1) in adapters}
-    if not found:
+    names = _indexed(model).parameters
+    matches = {name: m for name in names if (m := _ADAPTER.search(name)) and m.group(1) in adapters}
+    if not matches:
         raise ValueError(f"no adapter named {' or '.join(map(repr, adapters))} has parameters in this model")
-    blocks = {name: _BLOCK.search(name, 0, m.start() + 1) for name, m in found.items()}
+    blocks = {name: _BLOCK.search(name, 0, m.start() + 1) for name, m in matches.items()}
     stacks = list(dict.fromkeys(name[: m.start(1)] for name, m in blocks.items() if m))
 
     def layer(name: str) -> str:
         if (m := blocks[name]) is None:
-            return name[: found[name].start()]
+            return name[: matches[name].start()]
         return m.group(1) if len(stacks) == 1 else name[: m.end(1)]
 
     def height(name: str) -> tuple[int, int]:
         m = blocks[name]
         return (len(stacks), 0) if m is None else (stacks.index(name[: m.start(1)]), int(m.group(1)))
 
-    return _group(sorted(found, key=height), layer)
+    return _group(sorted(matches, key=height), layer)
 
 
-def _largest_stack(model: nn.Module) -> str | None:
+def _largest_stack(model: ModelIndex) -> str | None:
     """The ModuleList of at least two blocks of one class that holds most parameters."""
     size = {
         name: sum(p.numel() for p in module.parameters())
-        for name, module in model.named_modules()
+        for name, module in model.places.items()
         if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(block) for block in module}) == 1
     }
     return max(size, key=size.__getitem__) if size and max(size.values()) > 0 else None
 
 
-def _stack_layers(model: nn.Module, stack: str) -> Layers:
+def _stack_layers(model: ModelIndex, stack: str) -> Layers:
     inside = re.compile(re.escape(stack) + r"\.(\d+)\.")
-    names = [name for name, _ in model.named_parameters()]
+    names = list(model.parameters)
     last = max(i for i, name in enumerate(names) if inside.match(name))
 
     def part(i: int, name: str) -> str:

@@ -1,11 +1,7 @@
-"""p(y|f): what a model's output says about labels, and the cotangents through which its Fisher is measured.
+"""p(y|f): what a model's output says about labels, and the factors of its Fisher information in f.
 
-For a cotangent c at the output f, one backward pass gives g = J^T c. With S the covariance of grad_f log p(y|f),
-
-    tr(F) = E_x tr(J^T S J) = E_x E_c ||J^T c||^2    whenever    E[c c^T] = S.
-
-The unbiased choices of `labels` are ways of drawing such c. "empirical" (the data's labels) and "argmax" (the model's own
-mode, as the paper's code takes it) are not: they are here to be compared with.
+A likelihood reads the tensor f from a model's output and gives the pieces that label modes (`labels`) are made of: the
+columns of a factor of S = Cov[grad_f log p(y|f)], a sample, the mode, and the score grad_f log p(y|f).
 """
 
 from __future__ import annotations
@@ -15,12 +11,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
-TRUE_LABELS = ("exact", "rademacher", "mc")
-"""Those whose estimate is of the true Fisher, and unbiased."""
-LABELS = (*TRUE_LABELS, "empirical", "argmax")
+from .labels import widen
+from .model_index import ModelIndex
+
 IGNORED = -100
 """Label of a position that does not count, as torch's cross_entropy has it."""
 
@@ -53,32 +49,6 @@ class Likelihood:
 
     def fits(self, f: Tensor) -> bool:
         raise NotImplementedError
-
-    def cotangents(self, f: Tensor, labels: str, generator: torch.Generator, batch: Any = None) -> Iterator[Tensor]:
-        """The cotangents c, shaped as f, whose ||J^T c||^2 add up to the estimate of one batch.
-
-        Args:
-            f: not differentiated through.
-            labels: "exact": a factor's columns, no variance, a backward pass each. "rademacher": the same columns with
-                random signs, one pass, unbiased, relative variance at most 2. "mc": the score of a label y ~ p
-                (Eqn. 1 of the paper), one pass, unbiased, variance unbounded as p becomes one-hot. "empirical": of the
-                batch's own label; "argmax": of the likeliest; both biased.
-            generator: of the random numbers; only "rademacher" and "mc" draw any.
-            batch: as the loader gave it: labels for "empirical", and masks where positions count.
-        """
-        if labels not in LABELS:
-            raise ValueError(f"unknown labels={labels!r}: choose one of {', '.join(LABELS)}")
-        f = widened(f.detach())
-        if labels == "exact":
-            yield from self.columns(f, batch)
-        elif labels == "rademacher":
-            yield self.mixed(f, random_signs(f, generator), batch)
-        elif labels == "mc":
-            yield self.score(f, self.sample(f, generator), batch)
-        elif labels == "argmax":
-            yield self.score(f, self.mode(f), batch)
-        else:
-            yield self.score(f, self.targets(f, batch), batch)
 
     def logit_fisher_trace(self, f: Tensor, batch: Any = None) -> Tensor:
         """tr(S) of each example, (batch,), in float64: how undecided the model is."""
@@ -357,14 +327,14 @@ _BY_PROBLEM = {
 }
 
 
-def likelihood_of(model: nn.Module) -> Likelihood | None:
+def likelihood_of(model: ModelIndex) -> Likelihood | None:
     """The likelihood of a Hugging Face model by its config.problem_type or its class; None where these do not say."""
-    config = getattr(model, "config", None)
+    config = getattr(model.model, "config", None)
     problem = getattr(config, "problem_type", None)
     if problem in _BY_PROBLEM:
         return _BY_PROBLEM[problem]()
     # A wrapper (peft's) keeps the model that it wraps among its modules.
-    classes = {type(module).__name__ for module in model.modules()}
+    classes = {type(module).__name__ for module in model.modules}
     for ending, kind in _BY_TASK.items():
         if any(name.endswith(ending) for name in classes):
             return kind()
@@ -372,14 +342,12 @@ def likelihood_of(model: nn.Module) -> Likelihood | None:
     return Categorical() if several and any(name.endswith("ForSequenceClassification") for name in classes) else None
 
 
-def find_likelihood(model: nn.Module, output: Any) -> Likelihood:
-    """As `likelihood_of`, or a span or softmax, where the output can be nothing else.
+def likelihood_of_output(output: Any) -> Likelihood:
+    """A span or one softmax, where the output can be nothing else.
 
     Raises:
         ValueError: the output could be several; the message names them.
     """
-    if (known := likelihood_of(model)) is not None:
-        return known
     if hasattr(output, "start_logits"):
         return Span()
     f = logits_of(output)
@@ -390,6 +358,50 @@ def find_likelihood(model: nn.Module, output: Any) -> Likelihood:
         f"logits of shape {tuple(f.shape)} do not say what they mean: pass likelihood={choices} (expected (batch, classes) "
         "of at least 2 classes otherwise)"
     )
+
+
+class OutputReader:
+    """A model's output -> the tensor f that its likelihood reads.
+
+    Args:
+        model: says what its logits mean, where no likelihood is given and its class is known; else its first output does.
+        likelihood: a name, a `Likelihood`, or None.
+
+    Attributes:
+        likelihood: None until it is known.
+
+    Raises:
+        ValueError: an unknown likelihood.
+    """
+
+    def __init__(self, model: ModelIndex, likelihood: Any) -> None:
+        if likelihood in list(LIKELIHOODS.values()):
+            raise ValueError(f"expected a likelihood, got its class: pass likelihood={likelihood.__name__}()")
+        if isinstance(likelihood, str) and likelihood in LIKELIHOODS:
+            likelihood = LIKELIHOODS[likelihood]()
+        if not (likelihood is None or isinstance(likelihood, Likelihood)):
+            raise ValueError(f"unknown likelihood={likelihood!r}: choose one of {', '.join(LIKELIHOODS)}")
+        self.likelihood = likelihood_of(model) if likelihood is None else likelihood
+
+    def __call__(self, output: Any) -> Tensor:
+        if self.likelihood is None:
+            self.likelihood = likelihood_of_output(output)
+        return self.likelihood.outputs(output)
+
+    def validated(self, f: Tensor, examples: int) -> Likelihood:
+        """The likelihood of an output that was read.
+
+        Raises:
+            ValueError: f is not real, finite and of the likelihood's shape.
+        """
+        assert self.likelihood is not None
+        self.likelihood.check(f, examples)
+        return self.likelihood
+
+    @property
+    def name(self) -> str:
+        """Of the likelihood; "" while it is not known."""
+        return self.likelihood.name if self.likelihood is not None else ""
 
 
 def logits_of(output: Any) -> Tensor:
@@ -412,11 +424,6 @@ def labels_in(batch: Any) -> Tensor | None:
     return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor) else None
 
 
-def widened(x: Tensor) -> Tensor:
-    """Half precision as float32: what is squared, exponentiated or summed must not be done in it."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def to_unit_size(cotangent: Tensor) -> tuple[Tensor, Tensor]:
     """Each example's cotangent divided by a power of two that brings its largest entry to 0.5 to 1, and that power.
 
@@ -426,11 +433,6 @@ def to_unit_size(cotangent: Tensor) -> tuple[Tensor, Tensor]:
     shape = (-1,) + (1,) * (cotangent.ndim - 1)
     unit = torch.ldexp(cotangent, -exponent.reshape(shape))
     return unit, torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
-
-
-def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    bits = torch.randint(2, like.shape, generator=generator, device=generator.device)
-    return (2 * bits - 1).to(like)
 
 
 def _are_probabilities(f: Tensor) -> bool:
@@ -443,7 +445,7 @@ def _are_probabilities(f: Tensor) -> bool:
         return False
     # A row's error is at most that of rounding each of its entries; 1e-4 is for what long float32 sums lose.
     tolerance = 1e-4 + torch.finfo(f.dtype).eps / 2
-    return bool(((widened(f).sum(dim=-1) - 1).abs() <= tolerance).all())
+    return bool(((widen(f).sum(dim=-1) - 1).abs() <= tolerance).all())
 
 
 def _unit_columns(f: Tensor, scale: Tensor) -> Iterator[Tensor]:

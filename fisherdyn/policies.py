@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from .likelihoods import LABELS
+from .labels import LABELS
 from .validation import Count, check
 
 Scores = Mapping[str, tuple[float, float]]
@@ -68,7 +68,6 @@ class Policy:
         start: all layers -> those open at step 0.
         select: SELECT of Algorithm 1: the current state -> layers to open; asked while a layer is frozen.
         scoring: how tr(F) is measured for SELECT; None: SELECT looks at no scores.
-        reopens_top: whether the authors' code spends SELECT's first turn on the top layer, which is open already.
         label: its name in figures; by default its id.
         paper: its row in the paper's tables; "" where the paper has none.
 
@@ -82,7 +81,6 @@ class Policy:
     start: Callable[[tuple[str, ...]], tuple[str, ...]]
     select: Callable[[SelectionContext], tuple[str, ...]]
     scoring: Scoring | None = None
-    reopens_top: bool = False
     label: str = ""
     paper: str = ""
 
@@ -120,7 +118,7 @@ def full_fine_tuning() -> Policy:
 
 def top_down() -> Policy:
     """Gradual unfreezing, GU (Howard & Ruder 2018): the highest frozen layer."""
-    return Policy("top_down", _top, lambda context: context.frozen[-1:], reopens_top=True, label="GU (top-down)", paper="Ada+GU")
+    return Policy("top_down", _top, lambda context: context.frozen[-1:], label="GU (top-down)", paper="Ada+GU")
 
 
 def bottom_up() -> Policy:

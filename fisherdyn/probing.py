@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import xarray as xr
 from torch import Tensor, nn
 
 from . import record
-from .fisher.batches import Batch
-from .fisher.model_state import device_of
-from .fisher.trace import FisherTrace, batches_of, fisher_trace
+from .fisher.batches import Batch, batches_of
+from .fisher.model_state import device_of, unwrap
+from .fisher.trace import FisherTrace, TraceOptions, fisher_trace
 
 Loaders = Iterable[Batch] | Mapping[str, Iterable[Batch]]
 """A loader, or several by name."""
 
-ONLY = ""
+UNNAMED = ""
 """The name of a loader that has none."""
 
 
-def probe(model: nn.Module, loader: Loaders, **options: Any) -> xr.Dataset:
+class ProbeOptions(TraceOptions, total=False):
+    """Options of `probe`: those of `fisher_trace`, but for `enough`."""
+
+    target_se: float | None
+    progress: bool
+
+
+def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) -> xr.Dataset:
     """tr(F) of every layer of a model, now.
 
     Args:
-        model: a classifier; left exactly as it was. Batches are moved to its device. What DistributedDataParallel or
-            torch.compile wrapped is measured without the wrapper.
+        model: a classifier; left exactly as it was. Batches are moved to its device. A model inside
+            DistributedDataParallel or torch.compile is measured without the wrapper.
         loader: batches of inputs (labels are not used), or a dict of loaders, which adds the dimension `loader`: the
             true Fisher needs no labels, so unlabelled target languages can be probed too.
-        **options: those of `fisherdyn.fisher_trace`. A progress bar is shown in terminals and notebooks.
+        **options: see `fisher_trace`: layers, likelihood, labels, method, num_batches, target_se, check, generator,
+            progress. A progress bar is shown in terminals and notebooks.
 
     Returns:
         Dataset over layer: fisher_trace and fisher_trace_se (nat), num_params, trainable;
@@ -39,44 +47,31 @@ def probe(model: nn.Module, loader: Loaders, **options: Any) -> xr.Dataset:
 
     Raises:
         ValueError: as `fisher_trace`; a model in DataParallel or FullyShardedDataParallel.
+
+    Example:
+        >>> ds = fisherdyn.probe(model, loader, labels="exact")
+        >>> ds["fisher_trace"].to_series()
     """
-    options.setdefault("progress", _somebody_watches())
-    model = bare(model)
-    traces = measure(model, loaders(loader), **options)
+    options.setdefault("progress", _progress_is_visible())
+    model = unwrap(model)
+    traces = measure(model, loaders_by_name(loader), **options)
     dims, values = as_variables(traces)
-    one = next(iter(traces.values()))
+    first = next(iter(traces.values()))
     return record.build(
         {
             **{name: (dims, array) for name, array in values.items()},
-            "num_params": (("layer",), np.array(one.num_params)),
-            "trainable": (("layer",), record.flags(one.trainable)),
+            "num_params": (("layer",), np.array(first.num_params)),
+            "trainable": (("layer",), record.flags(first.trainable)),
         },
         coordinates(traces),
         {**provenance(traces), "device": str(device_of(model))},
     )
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """The model that a wrapper wraps, where the wrapper leaves it whole.
-
-    Raises:
-        ValueError: DataParallel, whose copies no hook sees, and FullyShardedDataParallel, whose weights lie in pieces.
-    """
-    kind = type(model).__name__
-    if kind == "DataParallel":
-        raise ValueError("a model in DataParallel cannot be measured: pass the model inside, model.module")
-    if kind == "FullyShardedDataParallel":
-        raise ValueError(
-            "the weights of a model in FullyShardedDataParallel lie in pieces: use DistributedDataParallel"
-        )
-    inside = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}.get(kind)
-    return bare(getattr(model, inside)) if inside else model
-
-
-def loaders(loader: Loaders) -> dict[str, Iterable[Batch]]:
-    """Loaders by name; a single one has the name `ONLY`."""
+def loaders_by_name(loader: Loaders) -> dict[str, Iterable[Batch]]:
+    """Loaders by name; a single one has the name `UNNAMED`."""
     if not isinstance(loader, Mapping) or any(isinstance(value, Tensor) for value in loader.values()):
-        return {ONLY: batches_of(loader)}
+        return {UNNAMED: batches_of(loader)}
     if not loader:
         raise ValueError("expected at least one loader in the dict, got none")
     return dict(loader)
@@ -84,11 +79,12 @@ def loaders(loader: Loaders) -> dict[str, Iterable[Batch]]:
 
 def require_reiterable(loader: Iterable[Batch]) -> None:
     """Raises ValueError for an iterator in the place of a loader: reading takes its batches from whoever else has it."""
-    for one, what in ((loader, "a loader that"), (getattr(loader, "dataset", None), "a loader whose dataset")):
-        if isinstance(one, Iterator):
+    for source, what in ((loader, "a loader that"), (getattr(loader, "dataset", None), "a loader whose dataset")):
+        if isinstance(source, Iterator):
             raise ValueError(
-                f"expected {what} can be read anew at every record, got {type(one).__name__}, which is used up by reading: "
-                "if it is training's own, training would lose its batches. Pass the loader that it comes from, or a list"
+                f"expected {what} can be read anew at every record, got {type(source).__name__}, which is used up by "
+                "reading: if it is training's own, training would lose its batches. Pass the loader that it comes from, or "
+                "a list"
             )
 
 
@@ -101,21 +97,23 @@ def refuse_loader_in_use(loader: Iterable[Batch]) -> None:
         )
 
 
-def measure(model: nn.Module, loaders: Mapping[str, Iterable[Batch]], **options: Any) -> dict[str, FisherTrace]:
-    """`fisher_trace` on each loader; what goes wrong with one of several is said by its name."""
-    found = {}
+def measure(
+    model: nn.Module, loaders: Mapping[str, Iterable[Batch]], **options: Unpack[ProbeOptions]
+) -> dict[str, FisherTrace]:
+    """`fisher_trace` on each loader; an error on one of several names the loader."""
+    traces = {}
     for name, loader in loaders.items():
         try:
-            found[name] = fisher_trace(model, loader, **options)
+            traces[name] = fisher_trace(model, loader, **options)
         except ValueError as error:
-            if name == ONLY:
+            if name == UNNAMED:
                 raise
             raise ValueError(f"loader {name!r}: {error}") from error
         except Exception as error:  # the model's own, such as torch's for shapes that do not fit: kept as it is
-            if name != ONLY:
+            if name != UNNAMED:
                 error.add_note(f"while tr(F) was measured on loader {name!r}")
             raise
-    return found
+    return traces
 
 
 def as_variables(traces: Mapping[str, FisherTrace]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
@@ -124,29 +122,30 @@ def as_variables(traces: Mapping[str, FisherTrace]) -> tuple[tuple[str, ...], di
         "fisher_trace": np.stack([t.trace.numpy() for t in traces.values()]),
         "fisher_trace_se": np.stack([t.se.numpy() for t in traces.values()]),
     }
-    if ONLY in traces:
+    if UNNAMED in traces:
         return ("layer",), {name: array[0] for name, array in values.items()}
     return ("loader", "layer"), values
 
 
 def coordinates(traces: Mapping[str, FisherTrace]) -> dict[str, list[str]]:
+    """Layers, and loaders where they have names."""
     layers = list(next(iter(traces.values())).layers)
-    return {"layer": layers} if ONLY in traces else {"layer": layers, "loader": list(traces)}
+    return {"layer": layers} if UNNAMED in traces else {"layer": layers, "loader": list(traces)}
 
 
 def provenance(traces: Mapping[str, FisherTrace]) -> dict[str, Any]:
     """What the numbers rest on, as a record's attributes say it."""
-    several, one = list(traces.values()), next(iter(traces.values()))
+    every, first = list(traces.values()), next(iter(traces.values()))
     return {
-        "estimator": one.estimator,
-        "likelihood": one.likelihood,
+        "estimator": first.estimator,
+        "likelihood": first.likelihood,
         "mode": "eval",
-        "batches": [t.batches for t in several] if len(several) > 1 else one.batches,
-        "examples": [t.examples for t in several] if len(several) > 1 else one.examples,
-        "imprecise": ", ".join(sorted({layer for t in several for layer in t.imprecise})) or None,
+        "batches": [t.batches for t in every] if len(every) > 1 else first.batches,
+        "examples": [t.examples for t in every] if len(every) > 1 else first.examples,
+        "imprecise": ", ".join(sorted({layer for t in every for layer in t.imprecise})) or None,
     }
 
 
-def _somebody_watches() -> bool:
-    """Whether a progress bar would be seen: in a terminal or a notebook, not in a log file."""
+def _progress_is_visible() -> bool:
+    """In a terminal or a notebook, not in a log file."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules

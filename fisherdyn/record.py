@@ -72,30 +72,45 @@ def build(
     variables: Mapping[str, tuple[tuple[str, ...], Any]],
     coords: Mapping[str, Any],
     attrs: Mapping[str, Any],
-    own: Mapping[str, tuple[str, str]] | None = None,
+    described: Mapping[str, tuple[str, str]] | None = None,
 ) -> xr.Dataset:
     """A dataset of known variables, each with its long_name and units, stamped with `provenance`.
 
     Args:
         variables: name -> (dimensions, values).
         coords: as for xr.Dataset.
-        attrs: what made it (estimator, labels, seed, configuration); None values are left out.
-        own: variables of the user's beside the schema's: name -> (long_name, units).
+        attrs: what made it (estimator, labels, seed, configuration); see `attributes`.
+        described: variables beside the schema's: name -> (long_name, units).
 
     Raises:
-        ValueError: a variable or coordinate that the schema does not know.
+        ValueError: a variable or coordinate that the schema does not know; an attribute that a file cannot hold.
     """
-    unknown = [*(set(variables) - set(VARIABLES) - set(own or {})), *(set(coords) - set(COORDINATES))]
+    unknown = [*(set(variables) - set(VARIABLES) - set(described or {})), *(set(coords) - set(COORDINATES))]
     if unknown:
         raise ValueError(f"not in the record's schema: {', '.join(sorted(unknown))}")
-    stamped = {**provenance(), **attrs}
-    ds = xr.Dataset(dict(variables), dict(coords), {key: value for key, value in stamped.items() if value is not None})
-    return describe(ds, own)
+    ds = xr.Dataset(dict(variables), dict(coords), {**provenance(), **attributes(attrs)})
+    return describe(ds, described)
 
 
-def describe(ds: xr.Dataset, own: Mapping[str, tuple[str, str]] | None = None) -> xr.Dataset:
+def attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as NetCDF holds them: texts, numbers and lists of them. Truth values become 0 and 1; None is left out.
+
+    Raises:
+        ValueError: an attribute of another type.
+    """
+    plain = {key: int(value) if isinstance(value, bool) else value for key, value in attrs.items() if value is not None}
+    for key, value in plain.items():
+        items = value if isinstance(value, list | tuple | np.ndarray) else [value]
+        if not all(isinstance(item, str | int | float | np.number) for item in items):
+            raise ValueError(
+                f"expected attributes that are texts, numbers or lists of them, got {key}={value!r}: use str()"
+            )
+    return plain
+
+
+def describe(ds: xr.Dataset, described: Mapping[str, tuple[str, str]] | None = None) -> xr.Dataset:
     """Writes long_name and units on every variable and coordinate; in place, and returned."""
-    known = {**(own or {}), **VARIABLES, **COORDINATES}
+    known = {**(described or {}), **VARIABLES, **COORDINATES}
     for name in (*ds.variables,):
         long_name, units = known[str(name)]
         ds[name].attrs = {"long_name": long_name, "units": units}

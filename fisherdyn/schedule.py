@@ -1,4 +1,4 @@
-"""Unfreezing: policy x times -> which layers are open at step t (Algorithm 1's S, lines 5 to 8).
+"""Unfreezing: a policy and the steps at which it is asked -> the layers open at step t (Algorithm 1's S, lines 5 to 8).
 
 The classifier and what the policy starts with are open at step 0; every k steps SELECT is asked for more, before that
 step's forward pass, until no layer is frozen or the policy has been asked as often as there are layers.
@@ -15,13 +15,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .fisher.batches import Batch
+from .fisher.model_state import unwrap
+from .fisher.trace import LabelName
+from .labels import LabelMode
 from .layers import Layers, resolve_layers
 from .likelihoods import Likelihood
 from .policies import Policy, SelectionContext
 from .selection import Selection, choose, require_shareable
-from .validation import Count, Whole, check
-
-TIMINGS = ("prose", "authors")
+from .validation import Count, Natural, Whole, check
 
 
 class Unfreezing:
@@ -37,23 +38,21 @@ class Unfreezing:
     Args:
         policy: SELECT.
         layers: layer -> its parameters' names, bottom first.
-        interval: k, or the steps at which SELECT is asked, increasing.
-        timing: "prose" asks before the forward pass of steps k, 2k, ..., as the paper says. "authors" asks where their code
-            does, after k - 1, 2k - 1, ... updates, and lets GU lose its first turn to the top layer, which is open already.
+        interval: k: SELECT is asked before the forward pass of steps k, 2k, ..., as the paper says. Or the very steps,
+            increasing; `authors_steps` gives those of the authors' code.
         seed: of a policy that draws, and, apart from it, of tr(F)'s label noise.
 
     Attributes:
+        due_steps: the steps at which SELECT is asked, while a layer is frozen.
         decisions: (step, layers opened), in order. Which layers are open at any step up to now follows from it alone.
         selections: what was measured at each step at which the policy asked for scores.
 
     Raises:
-        ValueError: an interval or step that is no whole number or below 1, steps that do not increase, an unknown timing;
+        ValueError: an interval or step that is no whole number or below 1, steps that do not increase;
             what the policy refuses.
     """
 
-    def __init__(
-        self, policy: Policy, layers: Layers, interval: int | Sequence[int], *, timing: str = "prose", seed: int = 0
-    ) -> None:
+    def __init__(self, policy: Policy, layers: Layers, interval: int | Sequence[int], *, seed: int = 0) -> None:
         if not isinstance(policy, Policy):
             raise ValueError(f"expected a policy such as fisherdyn.policies.fun(), got {policy!r}")
         if not isinstance(layers, Mapping):
@@ -61,8 +60,7 @@ class Unfreezing:
         self.policy = policy
         self.layers = layers
         self.interval = _interval(interval)
-        self.timing = timing
-        self.times = _times(policy, len(layers), self.interval, timing)
+        self.due_steps = _expand(self.interval, len(layers))
         self.decisions: list[tuple[int, tuple[str, ...]]] = [(0, policy.start(tuple(layers)))]
         self.selections: list[Selection] = []
         seed = check("seed", seed, Whole)
@@ -79,7 +77,7 @@ class Unfreezing:
 
     def due(self, step: int) -> bool:
         """Whether SELECT is to be asked before this step's forward pass."""
-        return step in self.times and step > self._answered and len(self.open_at(step)) < len(self.layers)
+        return step in self.due_steps and step > self._answered and len(self.open_at(step)) < len(self.layers)
 
     def select(self, step: int, selection: Selection | None = None) -> tuple[str, ...]:
         """Asks SELECT, with what was measured for it, and keeps its answer.
@@ -126,7 +124,7 @@ class Unfreezing:
         optimizer: torch.optim.Optimizer,
         loader: Iterable[Batch] | None = None,
         *,
-        labels: str = "rademacher",
+        labels: LabelName | LabelMode = "rademacher",
         likelihood: Likelihood | str | None = None,
         together: bool = False,
     ) -> Self:
@@ -146,7 +144,7 @@ class Unfreezing:
                 needs one; a DistributedDataParallel that does not look for unused parameters, has a static graph, or was
                 made while layers were frozen.
         """
-        inside = _innermost(model)
+        inside = unwrap(model)
         self.layers = resolve_layers(inside, self.layers)
         self._model, self._optimizer, self._together = inside, optimizer, together
         self._loader, self._labels, self._likelihood = loader, labels, likelihood
@@ -161,7 +159,7 @@ class Unfreezing:
         if self.policy.scoring is not None and loader is not None:
             require_shareable(loader)
         while not isinstance(model, DistributedDataParallel) and hasattr(model, "_orig_mod"):
-            model = cast(nn.Module, model._orig_mod)
+            model = cast(nn.Module, model._orig_mod)  # compiled around the reducer
         if isinstance(model, DistributedDataParallel):
             self._together = True
             self.check_reducer(model)
@@ -193,7 +191,7 @@ class Unfreezing:
 
     def _refuse_jump(self, step: int) -> None:
         """A due step that never comes would leave its layer frozen, and nobody would see it."""
-        if missed := [time for time in self.times if time < step and self.due(time)]:
+        if missed := [due for due in self.due_steps if due < step and self.due(due)]:
             raise ValueError(
                 f"unfreezing.step({step}) jumps over step {missed[0]}, at which {self.policy.id!r} was to be asked: call "
                 "it before every update, with the number of updates so far (or nothing, and it counts by itself); "
@@ -261,8 +259,8 @@ class Unfreezing:
             )
 
     def _identity(self) -> dict[str, Any]:
-        times = list(self.interval) if isinstance(self.interval, tuple) else self.interval
-        return {"policy": self.policy.id, "layers": list(self.layers), "interval": times, "timing": self.timing}
+        interval = list(self.interval) if isinstance(self.interval, tuple) else self.interval
+        return {"policy": self.policy.id, "layers": list(self.layers), "interval": interval}
 
     def _layers_of(self, condition: Any) -> list[str]:
         """Layers with a parameter for which the condition holds."""
@@ -282,7 +280,7 @@ class Unfreezing:
             )
         assert self._model is not None  # `model` may be a larger one that holds it
         needed = {id(self._model.get_parameter(name)) for names in self.layers.values() for name in names}
-        needed |= {id(p) for p in _innermost(model).parameters() if p.requires_grad}
+        needed |= {id(p) for p in unwrap(model).parameters() if p.requires_grad}
         # The reducer does not tell which parameters it was made for, only how many.
         reduced = model._get_ddp_logging_data()["num_parameter_tensors"]
         if reduced < len(needed):
@@ -295,32 +293,37 @@ class Unfreezing:
 def _interval(interval: Any) -> int | tuple[int, ...]:
     """k, or the steps at which SELECT is asked, as Python's ints."""
     try:
-        several = not isinstance(interval, str) and isinstance(interval, Iterable)
-        steps = check("interval", tuple(interval) if several else (interval,), tuple[Count, ...])
+        if isinstance(interval, str) or not isinstance(interval, Iterable):
+            return check("interval", interval, Count)
+        steps = check("interval", tuple(interval), tuple[Natural, ...])
     except ValueError:
         steps = ()
     if not steps or any(a >= b for a, b in pairwise(steps)):
         raise ValueError(
-            "expected an interval that is a whole number of at least 1 update, such as 50, or whole steps of at least 1 "
+            "expected an interval that is a whole number of at least 1 update, such as 50, or whole steps of at least 0 "
             f"that increase, such as (50, 80), got {interval!r}"
         )
-    return steps if several else steps[0]
+    return steps
 
 
-def _times(policy: Policy, layers: int, interval: int | tuple[int, ...], timing: str) -> tuple[int, ...]:
-    """The steps at which SELECT is asked."""
-    if timing not in TIMINGS:
-        raise ValueError(f"unknown timing={timing!r}: choose one of {', '.join(TIMINGS)}")
-    times = tuple(interval * i for i in range(1, layers + 1)) if isinstance(interval, int) else interval
-    if timing == "authors":
-        return tuple(time - 1 for time in times)[1 if policy.reopens_top else 0 :]
-    return times
+def _expand(interval: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """The steps at which SELECT is asked: once for every layer at most."""
+    return tuple(interval * i for i in range(1, layers + 1)) if isinstance(interval, int) else interval
 
 
-def _innermost(model: nn.Module) -> nn.Module:
-    """The model itself, under DistributedDataParallel and torch.compile."""
-    while True:
-        inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
-        if inner is None:
-            return model
-        model = inner
+def authors_steps(policy: Policy | str, interval: int | Sequence[int], layers: int) -> tuple[int, ...]:
+    """The steps at which the authors' code asks SELECT, for `interval=`: after k - 1, 2k - 1, ... updates.
+
+    Args:
+        policy: SELECT, or its name. Gradual unfreezing ("top_down") loses its first turn to the top layer, which is open
+            already.
+        interval: k, or the steps at which the paper's text would have it asked.
+        layers: how many the model has.
+
+    Example:
+        >>> authors_steps(policies.top_down(), 50, layers=4)
+        (99, 149, 199)
+    """
+    name = policy.id if isinstance(policy, Policy) else policy
+    steps = tuple(step - 1 for step in _expand(_interval(interval), check("layers", layers, Count)))
+    return steps[1:] if name == "top_down" else steps

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from .fisher.batches import Batch, length_of
 from .fisher.distributed import processes, rank_generator, shard
 from .fisher.running_mean import RunningMean
-from .fisher.trace import fisher_trace
+from .fisher.trace import LabelName, MethodName, fisher_trace
+from .labels import LabelMode
 from .layers import Layers
 from .likelihoods import Likelihood
 from .policies import Scoring
@@ -70,7 +71,7 @@ def choose(
     *,
     step: int,
     generator: torch.Generator,
-    labels: str = "rademacher",
+    labels: LabelName | LabelMode = "rademacher",
     likelihood: Likelihood | str | None = None,
 ) -> Selection:
     """Measures the candidates on up to `scoring.batches` batches.
@@ -123,8 +124,8 @@ def choose(
             mine,
             layers=candidates,
             likelihood=likelihood,
-            labels=scoring.labels or labels,
-            method=scoring.method,
+            labels=cast(LabelName | None, scoring.labels) or labels,
+            method=cast(MethodName, scoring.method),
             num_batches=math.ceil(budget / processes()),
             enough=rule.enough if by_example and scoring.error_rate else None,
             generator=rank_generator(generator),
@@ -239,7 +240,7 @@ def require_shareable(loader: Iterable[Batch]) -> None:
     if getattr(loader, "persistent_workers", False) and getattr(loader, "num_workers", 0):
         raise ValueError(
             "a DataLoader with persistent_workers starts again wherever it is read: give the selections a loader of "
-            "their own (selection_loader= of fit, loader= of attach and of the callbacks)"
+            "their own (selection_loader= of fit's Measurement, loader= of attach and of the callbacks)"
         )
 
 

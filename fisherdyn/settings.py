@@ -52,7 +52,7 @@ class Optimization:
 
 @settings
 class Measurement:
-    """What tr(F) is recorded on, and when. Every layer is measured, open or frozen."""
+    """What tr(F) is measured on, for the record and for FUN. The record has every layer, open or frozen."""
 
     loader: SkipValidation[Batches]
     """What tr(F) is measured on, the same at every record."""
@@ -60,6 +60,8 @@ class Measurement:
     """Steps between records; step 0 and the last step are always recorded."""
     labels: TrueFisherLabels = "rademacher"
     """Labels of tr(F)."""
+    selection_loader: SkipValidation[Batches | None] = None
+    """What FUN measures on; None is the training set, as in the paper."""
 
 
 @settings

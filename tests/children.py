@@ -25,7 +25,7 @@ from fisherdyn.selection import choose
 def context() -> ForkServerContext:
     """The server that children are forked from; Python 3.11's looks for what it preloads on PYTHONPATH only."""
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["zarr", "warm"])
+    found.set_forkserver_preload(["netCDF4", "warm"])
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), before])
     forkserver.ensure_running()

@@ -9,7 +9,12 @@ import torch
 import transformers
 
 from fisherdyn import fisher_trace
+from fisherdyn.labels import find_labels
 from fisherdyn.likelihoods import LIKELIHOODS, Categorical, apply_factor
+
+
+def _cotangents(likelihood, logits, labels, generator, batch=None):
+    return find_labels(labels).cotangents(likelihood, logits, generator, batch)
 
 
 def _covariance(logits):
@@ -21,7 +26,7 @@ def _covariance(logits):
 @pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
 def test_columns_square_to_the_covariance(classes, scale, generator):
     logits = scale * torch.randn(20, classes, generator=generator, dtype=torch.float64)
-    columns = torch.stack(list(Categorical().cotangents(logits, "exact", generator)), dim=2)
+    columns = torch.stack(list(_cotangents(Categorical(), logits, "exact", generator)), dim=2)
     assert columns.shape == (20, classes, classes - 1)
     torch.testing.assert_close(columns @ columns.mT, _covariance(logits), rtol=1e-9, atol=1e-14)
 
@@ -29,7 +34,7 @@ def test_columns_square_to_the_covariance(classes, scale, generator):
 def test_confident_models_keep_their_precision(generator):
     """Where 1 - p is 1e-13, p (1 - p) taken from the probabilities in float32 would be 0; its relative error is not 1."""
     logits = torch.tensor([[30.0, 0.0, -1.0]])
-    columns = torch.stack(list(Categorical().cotangents(logits, "exact", generator)), dim=2)[0]
+    columns = torch.stack(list(_cotangents(Categorical(), logits, "exact", generator)), dim=2)[0]
     p = logits[0].double().softmax(dim=0)
     truth = torch.diag(torch.stack([p[0] * (p[1] + p[2]), p[1] * (p[0] + p[2]), p[2] * (p[0] + p[1])]))
     truth = truth - (p[:, None] * p[None, :]).fill_diagonal_(0.0)
@@ -39,7 +44,7 @@ def test_confident_models_keep_their_precision(generator):
 @pytest.mark.parametrize("labels", ["rademacher", "mc"])
 def test_random_cotangents_have_the_covariance(labels, generator):
     logits = torch.tensor([[1.0, 0.2, -0.7, -2.0]], dtype=torch.float64)
-    draws = next(iter(Categorical().cotangents(logits.repeat(200_000, 1), labels, generator)))
+    draws = next(iter(_cotangents(Categorical(), logits.repeat(200_000, 1), labels, generator)))
     products = draws[:, :, None] * draws[:, None, :]
     error = products.std(dim=0) / len(draws) ** 0.5
     assert ((products.mean(dim=0) - _covariance(logits)[0]).abs() <= 4.5 * error + 1e-12).all()
@@ -51,7 +56,7 @@ def test_class_mix_has_bounded_variance(generator):
     jacobian = torch.randn(3, 7, generator=generator, dtype=torch.float64)
 
     def relative_variance(labels):
-        c = next(iter(Categorical().cotangents(logits, labels, generator)))
+        c = next(iter(_cotangents(Categorical(), logits, labels, generator)))
         value = (c @ jacobian).square().sum(dim=1)
         return float(value.var() / value.mean() ** 2)
 
@@ -67,7 +72,7 @@ def test_ignores_the_likeliest_class():
 
 def test_unknown_labels(generator):
     with pytest.raises(ValueError, match="choose one of exact, rademacher, mc, empirical, argmax"):
-        list(Categorical().cotangents(torch.randn(2, 3), "true", generator))
+        list(_cotangents(Categorical(), torch.randn(2, 3), "true", generator))
 
 
 SOFTMAXES = {"categorical": (8, 5), "choice": (8, 2), "token": (8, 4, 5), "causal_lm": (1, 4, 300), "span": (8, 2, 5)}
@@ -196,8 +201,8 @@ def test_cotangents_have_the_covariance(name, labels, generator):
     shape = {"categorical": (4,), "choice": (3,), "token": (2, 3), "causal_lm": (3, 2), "span": (2, 3)}.get(name, (3,))
     likelihood = LIKELIHOODS[name]()
     f = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
-    columns = torch.cat([c.flatten(1) for c in likelihood.cotangents(f, "exact", generator)])
-    draws = next(iter(likelihood.cotangents(f.expand(100_000, *shape), labels, generator))).flatten(1)
+    columns = torch.cat([c.flatten(1) for c in _cotangents(likelihood, f, "exact", generator)])
+    draws = next(iter(_cotangents(likelihood, f.expand(100_000, *shape), labels, generator))).flatten(1)
     products = draws[:, :, None] * draws[:, None, :]
     error = products.std(dim=0) / len(draws) ** 0.5
     assert ((products.mean(dim=0) - columns.T @ columns).abs() <= 4.5 * error + 1e-12).all()
@@ -219,7 +224,7 @@ def test_scores_are_gradients(name, generator):
         batch = {"start_positions": y[:, 0], "end_positions": y[:, 1]}
     if name in ("token", "causal_lm"):
         y[0, 2] = -100
-    (c,) = LIKELIHOODS[name]().cotangents(f, "empirical", generator, batch)
+    (c,) = _cotangents(LIKELIHOODS[name](), f, "empirical", generator, batch)
     wanted = torch.cat([y[:, 1:], torch.full_like(y[:, :1], -100)], dim=1) if name == "causal_lm" else y
     (gradient,) = torch.autograd.grad(losses.get(name, softmax)(f, wanted), f)
     torch.testing.assert_close(c, -gradient)

@@ -25,10 +25,13 @@ from transformers import (
 from zoo import SMALL, specimen, tokens
 
 from fisherdyn import fisher_trace
-from fisherdyn.fisher import measure, padding, rebatch
-from fisherdyn.fisher.batches import count_examples, rows_of
+from fisherdyn.fisher import batches as batches_module
+from fisherdyn.fisher import padding
+from fisherdyn.fisher.batches import Rebatcher, count_examples, rows_of
+from fisherdyn.labels import LABELS
 from fisherdyn.layers import resolve_layers
 from fisherdyn.likelihoods import LIKELIHOODS
+from fisherdyn.model_index import ModelIndex
 
 
 def _mlp(classes=4, confidence=4.0):
@@ -70,7 +73,7 @@ def test_padding_is_cut_and_nothing_changes(name, monkeypatch):
     seen = _lengths(model)
     found = fisher_trace(model, [batch], layers=layers, labels="exact")
     assert set(seen) == {int(inputs["attention_mask"].sum(dim=1).max())}
-    monkeypatch.setattr(measure, "without_padding", lambda batch, model, likelihood: batch)
+    monkeypatch.setattr(Rebatcher, "trim", lambda self, batch: batch)
     whole = fisher_trace(model, [batch], layers=layers, labels="exact")
     assert seen[-1] == batch["input_ids"].shape[1]
     torch.testing.assert_close(found.values, whole.values, rtol=1e-9, atol=0)
@@ -118,7 +121,7 @@ def _ragged(columns):
 @pytest.mark.parametrize("kind", padding.PLAIN)
 def test_padding_changes_nothing_in_plain_models(kind):
     model = _classifier(kind)
-    assert padding.padding_changes_nothing(model, LIKELIHOODS["categorical"]())
+    assert padding.padding_is_neutral(ModelIndex(model), LIKELIHOODS["categorical"]())
     torch.testing.assert_close(model(**_ragged(14)).logits, model(**_ragged(9)).logits, rtol=1e-12, atol=1e-15)
 
 
@@ -139,7 +142,7 @@ def test_models_that_pool_or_go_by_the_length_keep_their_padding(kind, more):
         model, likelihood = AutoModelForMultipleChoice.from_config(config), "choice"
     else:
         model, likelihood = _classifier(kind, **more), "categorical"
-    assert not padding.padding_changes_nothing(model, LIKELIHOODS[likelihood]())
+    assert not padding.padding_is_neutral(ModelIndex(model), LIKELIHOODS[likelihood]())
 
 
 def test_rotary_frequencies_that_went_by_the_length_are_put_back():
@@ -240,7 +243,7 @@ def test_small_batches_go_together_and_nothing_changes(kind, method, monkeypatch
     if method == "hooks":
         assert passes == [3, 3, 6, 12, 3]  # never more than before
     assert (found.examples, found.batches) == (27, 9)
-    monkeypatch.setattr(rebatch, "WORK", 0)
+    monkeypatch.setattr(batches_module, "JOINED_WORK", 0)
     passes.clear()
     one_by_one = fisher_trace(model, batches, **how)
     if method == "hooks":
@@ -467,6 +470,6 @@ def test_logit_fisher_trace_is_the_trace_of_the_covariance(name, generator):
     shape = {"token": (2, 3), "causal_lm": (3, 2), "span": (2, 3)}.get(name, (3,))
     f = torch.randn(5, *shape, generator=generator, dtype=torch.float64)
     likelihood = LIKELIHOODS[name]()
-    columns = torch.stack(list(likelihood.cotangents(f, "exact", generator)))
+    columns = torch.stack(LABELS["exact"].cotangents(likelihood, f, generator))
     expected = columns.flatten(2).square().sum(dim=(0, 2))
     torch.testing.assert_close(likelihood.logit_fisher_trace(f), expected, rtol=1e-12, atol=0)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from benchmarks import fun
 from fisherdyn import FisherTrace, fisher_trace, policies, selection
 from fisherdyn.fisher import distributed
-from fisherdyn.fisher.running_mean import RunningMean
+from fisherdyn.fisher.running_mean import BatchValues, RunningMean
 from fisherdyn.policies import Scoring, SelectionContext
 from fisherdyn.selection import choose, reshuffled, stays_within
 
@@ -58,7 +58,7 @@ def _choose(values, error_rate=0.05, batch=32):
     def given(model, loader, *, enough, **_):
         read = RunningMean()
         for rows in loader:
-            read.add(rows, len(rows), 1)
+            read.add(BatchValues(rows, len(rows), 1))
             if enough is not None and enough(read):
                 break
         trace, se = read.mean_and_error()

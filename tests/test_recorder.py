@@ -292,7 +292,7 @@ def by_processes(tmp_path_factory) -> dict[int, list[xr.Dataset]]:
     def together(world: int) -> list[xr.Dataset]:
         port = children.free_port()
         pipes = [context.Pipe(duplex=False) for _ in range(world)]
-        paths = [tmp_path_factory.mktemp("ranks") / str(rank) for rank in range(world)]
+        paths = [tmp_path_factory.mktemp("ranks") / f"{rank}.nc" for rank in range(world)]
         processes = [
             context.Process(target=children.record_together, args=(rank, world, port, paths[rank], send))
             for rank, (_, send) in enumerate(pipes)
@@ -304,7 +304,7 @@ def by_processes(tmp_path_factory) -> dict[int, list[xr.Dataset]]:
         for process in processes:
             process.join()
         assert [path.exists() for path in paths] == [True] + [False] * (world - 1)
-        with xr.open_zarr(paths[0]) as ds:
+        with xr.open_dataset(paths[0]) as ds:
             xr.testing.assert_identical(ds.load(), found[0])
         return found
 
@@ -443,19 +443,19 @@ def in_use(data):
         (lambda m, o: Recorder(m, batches(), empirical=True, method="vmap"), 'needs method="hooks"'),
         (lambda m, o: Recorder(m, batches(), empirical=True).step(), "must know when they begin: attach"),
         (lambda m, o: Recorder(m, batches()).attach(o).attach(o), "attached already: detach"),
-        (lambda m, o: Recorder(m, batches()).attach(o).step(), "leave out rec.step"),
+        (lambda m, o: Recorder(m, batches()).attach(o).step(), "leave out recorder.step"),
         (lambda m, o: Recorder(m, batches()).attach(m), "expected a torch optimizer, got Sequential"),
         (
             lambda m, o: Recorder(m, batches()).attach(torch.optim.SGD(children.model().parameters())),
             "holds no parameter of the layers",
         ),
         (lambda m, o: Recorder(m, batches()).dataset, "nothing is recorded yet"),
-        (lambda m, o: Recorder(m, batches()).close(), r"nothing was attached.*attach\(optimizer\).*rec\.step\(\)"),
+        (lambda m, o: Recorder(m, batches()).close(), r"nothing was attached.*attach\(optimizer\).*recorder\.step\(\)"),
         (
             lambda m, o: Recorder(m, batches(), path="a", resume=True),
-            "expected resume= to be the path of a store, got True",
+            "expected resume= to be the path of a file, got True",
         ),
-        (lambda m, o: Recorder(m, batches(), path=3), "expected path= to be the path of a store, got 3"),
+        (lambda m, o: Recorder(m, batches(), path=3), "expected path= to be the path of a file, got 3"),
     ],
 )
 def test_misuse_is_told_what_to_do(model, optimizer, misuse, message):
@@ -464,7 +464,7 @@ def test_misuse_is_told_what_to_do(model, optimizer, misuse, message):
 
 
 def test_a_recorder_that_nothing_was_attached_to_records_nothing(model, optimizer, tmp_path):
-    recorder = Recorder(model, batches(), every=2, path=tmp_path / "run")
+    recorder = Recorder(model, batches(), every=2, path=tmp_path / "run.nc")
 
     def forgotten() -> None:
         with recorder:
@@ -473,7 +473,7 @@ def test_a_recorder_that_nothing_was_attached_to_records_nothing(model, optimize
 
     with pytest.raises(ValueError, match="nothing was attached"):
         forgotten()
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run.nc").exists()
     with pytest.raises(ValueError, match="nothing is recorded yet"):
         _ = recorder.dataset
 
@@ -527,12 +527,12 @@ def test_an_error_in_training_keeps_what_was_recorded_and_takes_off_the_hooks(mo
     assert recorder.dataset["step"].values.tolist() == [0, 2, 4]
 
 
-def test_a_finished_store_is_opened_to_be_read(tmp_path):
+def test_a_finished_file_is_opened_to_be_read(tmp_path):
     """Nothing is attached, and nothing is to be recorded."""
     model = children.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(model, batches(), every=1, path=tmp_path / "run.zarr").attach(optimizer) as recorder:
+    with Recorder(model, batches(), every=1, path=tmp_path / "run.nc").attach(optimizer) as recorder:
         model(batches()[0]).sum().backward()
         optimizer.step()
-    with Recorder(model, batches(), every=1, resume=tmp_path / "run.zarr") as again:
+    with Recorder(model, batches(), every=1, resume=tmp_path / "run.nc") as again:
         assert again.dataset["step"].values.tolist() == recorder.dataset["step"].values.tolist() == [0, 1]

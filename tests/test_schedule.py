@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fisherdyn import policies
-from fisherdyn.schedule import Unfreezing
+from fisherdyn.schedule import Unfreezing, authors_steps
 from fisherdyn.selection import Selection
 
 LAYERS = {name: (f"{i}.weight", f"{i}.bias") for i, name in enumerate("0123")}
@@ -35,8 +35,8 @@ TABLE = {
 }
 
 
-def _opened(policy, seed=0, steps=100, interval=10, timing="prose", layers=LAYERS):
-    unfreezing = Unfreezing(policy, layers, interval, timing=timing, seed=seed)
+def _opened(policy, seed=0, steps=100, interval=10, layers=LAYERS):
+    unfreezing = Unfreezing(policy, layers, interval, seed=seed)
     for step in range(steps):
         if unfreezing.due(step):
             unfreezing.select(step, MEASURED if policy.scoring else None)
@@ -47,14 +47,17 @@ def _opened(policy, seed=0, steps=100, interval=10, timing="prose", layers=LAYER
 def test_table(name):
     policy, prose, authors = TABLE[name]
     assert _opened(policy) == prose
-    assert _opened(policy, timing="authors") == authors
+    assert _opened(policy, interval=authors_steps(policy, 10, layers=4)) == authors
 
 
 def test_twelve_layers_as_the_authors_code_opens_them():
     """GU re-opens layer 11 at k, so that it lags the permutation 10, 9, ..., 0, which it is compared with, by one k."""
     layers = {str(i): (str(i),) for i in range(12)}
-    gu = _opened(policies.top_down(), steps=1000, interval=50, timing="authors", layers=layers)
-    order = _opened(policies.permutation(range(10, -1, -1)), steps=1000, interval=50, timing="authors", layers=layers)
+    permutation = policies.permutation(range(10, -1, -1))
+    gu, order = (
+        _opened(policy, steps=1000, interval=authors_steps(policy, 50, layers=12), layers=layers)
+        for policy in (policies.top_down(), permutation)
+    )
     assert gu == {0: "11", **{50 * (i + 2) - 1: str(10 - i) for i in range(11)}}
     assert order == {0: "11", **{50 * (i + 1) - 1: str(10 - i) for i in range(11)}}
 
@@ -62,13 +65,23 @@ def test_twelve_layers_as_the_authors_code_opens_them():
 def test_unequal_intervals():
     assert _opened(policies.top_down(), interval=[3, 4, 50]) == {0: "3", 3: "2", 4: "1", 50: "0"}
     assert _opened(policies.top_down(), interval=(5,)) == {0: "3", 5: "2"}
-    assert _opened(policies.fun(), interval=[3, 4, 50], timing="authors") == {0: "3", 2: "0", 3: "2", 49: "1"}
+    assert _opened(policies.fun(), interval=authors_steps("fun", [3, 4, 50], 4)) == {0: "3", 2: "0", 3: "2", 49: "1"}
+
+
+def test_the_authors_steps():
+    """After k - 1, 2k - 1, ... updates; gradual unfreezing loses its first turn. Recorded from the option that this was."""
+    assert authors_steps(policies.fun(), 10, layers=4) == (9, 19, 29, 39)
+    assert authors_steps(policies.top_down(), 10, layers=4) == authors_steps("top_down", 10, 4) == (19, 29, 39)
+    assert authors_steps("top_down", [3, 4, 50], 4) == (3, 49)
+    assert authors_steps("fun", 1, 3) == (0, 1, 2)
+    with pytest.raises(ValueError, match="layers as a whole number of at least 1, got 0"):
+        authors_steps("fun", 10, 0)
 
 
 @pytest.mark.parametrize("given", [np.int64(5), np.array([5, 10, 15, 20]), range(5, 25, 5), iter([5, 10, 15, 20])])
 def test_whole_numbers_of_other_kinds(given):
     unfreezing = Unfreezing(policies.top_down(), LAYERS, given)
-    assert unfreezing.times == (5, 10, 15, 20)
+    assert unfreezing.due_steps == (5, 10, 15, 20)
     json.dumps(unfreezing.state_dict())
 
 
@@ -147,17 +160,17 @@ def test_a_step_that_comes_twice_is_asked_once(model, data):
 
 
 @pytest.mark.parametrize(
-    ("interval", "timing", "steps", "missed"),
+    ("interval", "steps", "missed"),
     [
-        (3, "prose", (0, 4), 3),  # batches are counted, four an update
-        ([2, 5], "prose", (0, 1, 2, 3, 9), 5),
-        (10, "prose", (50,), 10),  # resumed without the schedule's state
-        (1, "authors", (1,), 0),  # counted from 1
+        (3, (0, 4), 3),  # batches are counted, four an update
+        ([2, 5], (0, 1, 2, 3, 9), 5),
+        (10, (50,), 10),  # resumed without the schedule's state
+        ([0, 1, 2, 3], (1,), 0),  # counted from 1
     ],
 )
-def test_a_due_step_cannot_be_jumped_over(model, interval, timing, steps, missed):
+def test_a_due_step_cannot_be_jumped_over(model, interval, steps, missed):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    unfreezing = Unfreezing(policies.bottom_up(), LAYERS, interval, timing=timing).attach(model, optimizer)
+    unfreezing = Unfreezing(policies.bottom_up(), LAYERS, interval).attach(model, optimizer)
     for step in steps[:-1]:
         unfreezing.step(step)
     with pytest.raises(
@@ -214,7 +227,7 @@ def test_resume_checks_the_mask_against_the_optimizer(model, data):
     [
         (Unfreezing(policies.bottom_up(), LAYERS, 2), "policy 'top_down', not 'bottom_up'"),
         (Unfreezing(policies.top_down(), LAYERS, 3), "interval 2, not 3"),
-        (Unfreezing(policies.top_down(), LAYERS, 2, timing="authors"), "timing 'prose', not 'authors'"),
+        (Unfreezing(policies.top_down(), LAYERS, [1, 3]), r"interval 2, not \[1, 3\]"),
         (Unfreezing(policies.top_down(), {"0": LAYERS["0"]}, 2), "layers"),
     ],
 )
@@ -238,8 +251,8 @@ def test_an_optimizer_made_too_late(model):
             lambda: Unfreezing(policies.top_down(), LAYERS, 0),
             r"interval that is a whole number of at least 1 update, .*got .*0",
         ),
-        (lambda: Unfreezing(policies.top_down(), LAYERS, [3, 3]), "steps of at least 1 that increase"),
-        (lambda: Unfreezing(policies.top_down(), LAYERS, []), "steps of at least 1 that increase"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, [3, 3]), "steps of at least 0 that increase"),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, []), "steps of at least 0 that increase"),
         (lambda: Unfreezing(policies.top_down(), LAYERS, 2.5), "interval that is a whole number .* got 2.5"),
         (lambda: Unfreezing(policies.top_down(), LAYERS, True), "interval that is a whole number .* got True"),
         (lambda: Unfreezing(policies.top_down(), LAYERS, None), "interval that is a whole number .* got None"),
@@ -250,10 +263,7 @@ def test_an_optimizer_made_too_late(model):
             r"interval that is a whole number of at least 1 update, .*got .*0",
         ),
         (lambda: Unfreezing(policies.top_down(), LAYERS, 2, seed=None), "seed as a whole number, got None"),
-        (
-            lambda: Unfreezing(policies.top_down(), LAYERS, 5, timing="code"),
-            "unknown timing='code': choose one of prose",
-        ),
+        (lambda: Unfreezing(policies.top_down(), LAYERS, [-1, 3]), "steps of at least 0 that increase"),
         (lambda: Unfreezing("fun", LAYERS, 5), "expected a policy"),
         (lambda: Unfreezing(policies.permutation([0, 1]), LAYERS, 5), "names each of 0, 1, 2 once"),
         (lambda: Unfreezing(policies.permutation([0, 1, 1]), LAYERS, 5), "got 0,1,1"),

@@ -20,7 +20,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fisherdyn import fit, policies
-from fisherdyn.loop.checkpoint import Checkpoint, checkpoints, newest
+from fisherdyn.loop.checkpoint import checkpoints, newest, write
+from fisherdyn.schedule import authors_steps
+from fisherdyn.settings import Checkpoints, Evaluation, Execution, Measurement, Optimization
+from fisherdyn.validation import fields_of
 
 
 class Tiny(nn.Module):
@@ -61,9 +64,41 @@ def model():
 
 
 def run(model, data, policy=None, **changes):
+    """fit() by the names of `NAMES`, so that a test says only what it is about."""
     probed = {} if "probe_loader" in changes else {"probe_loader": data[:2]}
     options = {**probed, "interval": 4, "steps": 20, "lr": 1e-2, "record_every": 5, "layers": LAYERS}
-    return fit(model, data, policy=policy or policies.top_down(), **{**options, **changes})
+    options |= {"policy": policy or policies.top_down(), **changes}
+    values = {name: {} for name in KINDS}
+    for name in [name for name in options if name in NAMES]:
+        section, field = NAMES[name]
+        values[section][field] = options.pop(name)
+    made = {name: kind(**values[name]) for name, kind in KINDS.items() if values[name]}
+    return fit(model, data, **made, **options)
+
+
+KINDS = {
+    "optimization": Optimization,
+    "measurement": Measurement,
+    "evaluation": Evaluation,
+    "execution": Execution,
+    "checkpoints": Checkpoints,
+}
+NAMES = {
+    "probe_loader": ("measurement", "loader"),
+    "record_every": ("measurement", "every"),
+    "labels": ("measurement", "labels"),
+    "selection_loader": ("measurement", "selection_loader"),
+    "evaluate_source": ("evaluation", "source"),
+    "evaluate": ("evaluation", "targets"),
+    "evaluate_every": ("evaluation", "every"),
+    "patience": ("evaluation", "patience"),
+    "keep_best": ("evaluation", "keep_best"),
+    "checkpoint_folder": ("checkpoints", "folder"),
+    "checkpoint_every": ("checkpoints", "every"),
+    **{name: ("optimization", name) for name in fields_of(Optimization)},
+    **{name: ("execution", name) for name in fields_of(Execution)},
+}
+"""Option of `run` -> the settings and their field."""
 
 
 def test_record(model, data):
@@ -143,15 +178,15 @@ def test_fun_opens_the_largest_trace(model, data):
     ("changes", "message"),
     [
         ({"steps": 0}, "steps as a whole number of at least 1, got 0"),
-        ({"record_every": 0}, "record_every as a whole number of at least 1"),
+        ({"record_every": 0}, "every as a whole number of at least 1"),
         ({"interval": 0}, "interval that is a whole number of at least 1"),
         ({"interval": 2.5}, "interval that is a whole number .*got 2.5"),
         ({"steps": 2.5}, "steps as a whole number of at least 1.*, got 2.5"),
         ({"steps": "20"}, "steps as a whole number of at least 1.*, got '20'"),
         ({"steps": True}, "steps as a whole number of at least 1.*, got True"),
-        ({"evaluate_every": 0}, "evaluate_every as a whole number of at least 1.*, got 0"),
-        ({"evaluate_every": 1.5}, "evaluate_every as a whole number of at least 1.*, got 1.5"),
-        ({"checkpoint_every": None}, "checkpoint_every as a whole number of at least 1.*, got None"),
+        ({"evaluate_every": 0}, "every as a whole number of at least 1.*, got 0"),
+        ({"evaluate_every": 1.5}, "every as a whole number of at least 1.*, got 1.5"),
+        ({"checkpoint_folder": "a", "checkpoint_every": None}, "every as a whole number of at least 1.*, got None"),
         ({"lr": "1e-3"}, "lr as a number of at least 0, such as 1e-3, got '1e-3'"),
         ({"lr": -1}, "lr as a number of at least 0, .*got -1"),
         ({"lr": float("nan")}, "lr as a number of at least 0, .*got nan"),
@@ -171,8 +206,8 @@ def test_numpys_numbers_are_numbers(model, data, tmp_path):
     twin, options = copy.deepcopy(model), {"evaluate": {"a": lambda m: 0.5}, "checkpoint_every": 2}
     plain = {"interval": (2, 4), "steps": 6, "record_every": 3, "evaluate_every": 3, "seed": 1, "lr": 0.25}
     ours = {name: np.array(value) if name == "interval" else np.int64(value) for name, value in plain.items()}
-    a = run(model, data, checkpoints=tmp_path / "a", **plain, **options)
-    b = run(twin, data, checkpoints=tmp_path / "b", **{**ours, "lr": np.float32(0.25)}, **options)
+    a = run(model, data, checkpoint_folder=tmp_path / "a", **plain, **options)
+    b = run(twin, data, checkpoint_folder=tmp_path / "b", **{**ours, "lr": np.float32(0.25)}, **options)
     xr.testing.assert_identical(a, b)
 
 
@@ -202,8 +237,8 @@ def test_the_record_says_what_each_choice_rested_on(model, data):
     assert ((ds["selection_confidence"] >= 0) & (ds["selection_confidence"] <= 1)).all()
 
 
-def test_timing_and_unequal_intervals(model, data):
-    ds = run(model, data, timing="authors", steps=16)
+def test_unequal_intervals(model, data):
+    ds = run(model, data, interval=authors_steps("top_down", 4, 4), steps=16)
     assert ds["selected"].values.tolist() == [15, 11, 7, 0]
     ds = run(Tiny(), data, interval=(2, 3, 9))
     assert ds["selected"].values.tolist() == [9, 3, 2, 0]
@@ -335,7 +370,7 @@ accelerator = accelerate.Accelerator(cpu=True)
 assert accelerator.num_processes == 2
 torch.manual_seed(0)
 model = Tiny()
-how = dict(labels="exact", checkpoints={folder!r}, checkpoint_every=5)
+how = dict(labels="exact", checkpoint_folder={folder!r}, checkpoint_every=5)
 ds = run(model, make_data(), policies.fun(), accelerator=accelerator, **how)
 if accelerator.is_main_process:
     torch.save((model.state_dict(), ds.to_dict()), {out!r})
@@ -395,7 +430,7 @@ def long_run(folder, stop_at=None):
     model.register_forward_pre_hook(counted)
     options = {"evaluate_source": lambda m: m.head.weight.sum().item(), "keep_best": True, "labels": "mc"}
     options |= {"evaluate": {"a": lambda m: m.head.bias.sum().item()}, "evaluate_every": 7, "record_every": 3}
-    options |= {"checkpoints": folder, "checkpoint_every": 2, "lr_schedule": "linear"}
+    options |= {"lr_schedule": "linear"} | ({"checkpoint_folder": folder, "checkpoint_every": 2} if folder else {})
     ds = run(model, loader, policies.fun(), probe_loader=make_data(), selection_loader=loader, **options)
     return {name: value.clone() for name, value in model.state_dict().items()}, ds, torch.get_rng_state()
 
@@ -411,7 +446,7 @@ def test_resume_after_sigkill_at_twenty_steps(tmp_path):
             os._exit(1)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
         saved = checkpoints(folder)
-        assert (saved[-1].name if saved else "") == (f"step-{(stop_at - 1) // 2 * 2:09d}" if stop_at > 2 else "")
+        assert (saved[-1].name if saved else "") == (f"step-{(stop_at - 1) // 2 * 2:09d}.pt" if stop_at > 2 else "")
         again, record, after = long_run(folder)
         xr.testing.assert_identical(record, ds)
         assert all(torch.equal(again[name], weights[name]) for name in weights)
@@ -420,21 +455,21 @@ def test_resume_after_sigkill_at_twenty_steps(tmp_path):
 
 def test_checkpoints_are_there_whole_or_not_at_all(model, data, tmp_path, monkeypatch):
     """A disk that is full while a checkpoint is written leaves those that were there, and nothing else."""
-    run(model, data, steps=7, checkpoints=tmp_path, checkpoint_every=2)
+    run(model, data, steps=7, checkpoint_folder=tmp_path, checkpoint_every=2)
     before = sorted(p.name for p in tmp_path.iterdir())
-    assert before == ["step-000000004", "step-000000006"]
+    assert before == ["step-000000004.pt", "step-000000006.pt"]
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fisherdyn.loop.checkpoint.save_file", full)
+    monkeypatch.setattr("fisherdyn.loop.checkpoint.torch.save", full)
     with pytest.raises(OSError, match="No space left"):
-        Checkpoint(8).write(tmp_path)
+        write(tmp_path, 8, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
 def test_checkpoints_of_another_run_are_refused(model, data, tmp_path):
-    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "steps": 4}
+    options = {"checkpoint_folder": tmp_path, "checkpoint_every": 2, "steps": 4}
     run(model, data, **options)
     with pytest.raises(ValueError, match=r"checkpoint of another run: it has lr 0.01, not 0.02.*Choose another"):
         run(model, data, lr=0.02, **options)
@@ -442,11 +477,11 @@ def test_checkpoints_of_another_run_are_refused(model, data, tmp_path):
     other.head = nn.Linear(5, 4)
     with pytest.raises(ValueError, match=r"weight head\.weight of shape"):
         run(other, data, **options)
-    (tmp_path / "step-000000004" / "tensors.safetensors").write_bytes(b"broken")
+    (tmp_path / "step-000000004.pt").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"damaged .* delete it to go on from the one before"):
         run(model, data, **options)
     with pytest.raises(ValueError, match="is a file: expected a folder"):
-        run(model, data, checkpoints=Path(__file__), steps=4)
+        run(model, data, checkpoint_folder=Path(__file__), steps=4)
 
 
 def higher(_):
@@ -456,29 +491,32 @@ def higher(_):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (lambda data: {"probe_loader": data[:3]}, "batches of probe_loader 2, not 3"),
-        (lambda data: {"selection_loader": data[:4]}, "batches of selection_loader 6, not 4"),
-        (lambda data: {"selection_loader": unsized(data)}, "batches of selection_loader 6, not None"),
-        (lambda data: {"evaluate_source": higher}, "evaluate_source False, not True"),
-        (lambda data: {"evaluate_source": higher, "keep_best": True}, "keep_best False, not True"),
+        (lambda data: {"probe_loader": data[:3]}, "measurement.loader of 2 batches, not of 3 batches"),
+        (lambda data: {"selection_loader": data[:4]}, "measurement.selection_loader of 6 batches, not of 4 batches"),
+        (
+            lambda data: {"selection_loader": unsized(data)},
+            "measurement.selection_loader of 6 batches, not of None batches",
+        ),
+        (lambda data: {"evaluate_source": higher}, "evaluation.source None, not a function"),
+        (lambda data: {"evaluate_source": higher, "keep_best": True}, "evaluation.keep_best False, not True"),
     ],
 )
 def test_a_run_that_reads_or_evaluates_otherwise_is_refused_at_its_start(model, data, tmp_path, changes, message):
-    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "steps": 4}
+    options = {"checkpoint_folder": tmp_path, "checkpoint_every": 2, "steps": 4}
     run(model, data, **options)
     with pytest.raises(ValueError, match=f"checkpoint of another run: it has .*{message}"):
         run(model, data, **options, **changes(data))
 
 
 def test_another_training_set_is_refused(model, data, tmp_path):
-    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "steps": 4}
+    options = {"checkpoint_folder": tmp_path, "checkpoint_every": 2, "steps": 4}
     run(model, data, **options)
-    with pytest.raises(ValueError, match="batches of train_loader 6, not 5"):
+    with pytest.raises(ValueError, match="train_loader of 6 batches, not of 5 batches"):
         run(model, data[:5], **options)
 
 
 def test_loaders_that_do_not_know_their_length_are_resumed(model, data, tmp_path):
-    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "steps": 4, "probe_loader": unsized(data[:2])}
+    options = {"checkpoint_folder": tmp_path, "checkpoint_every": 2, "steps": 4, "probe_loader": unsized(data[:2])}
     run(model, unsized(data), **options)
     run(model, unsized(data), **options)
 
@@ -495,10 +533,11 @@ def unsized(batches):
 
 def test_optimizer_state_of_frozen_layers_is_empty(model, data, tmp_path):
     """Read from the checkpoint itself: at step 8 of top-down, before that step's selection, layers 2 and 3 are open."""
-    run(model, data, steps=9, checkpoints=tmp_path, checkpoint_every=8)
+    run(model, data, steps=9, checkpoint_folder=tmp_path, checkpoint_every=8)
     saved = newest(tmp_path)
-    assert saved.step == 8
-    trained = {name.rpartition("/")[0] for name in saved.get("optimizer")}
+    assert saved["step"] == 8
+    names = [name for name, _ in model.named_parameters()]
+    trained = {names[i] for i in saved["parts"]["optimizer"]["state"]}
     assert trained == {*LAYERS["2"], *LAYERS["3"], "head.weight", "head.bias"}
 
 
@@ -506,19 +545,27 @@ def test_optimizer_state_of_frozen_layers_is_empty(model, data, tmp_path):
     ("changes", "message"),
     [
         ({"accumulate": 0}, "accumulate as a whole number of at least 1"),
-        ({"checkpoint_every": 0}, "checkpoint_every as a whole number of at least 1"),
-        ({"patience": 2}, "pass evaluate_source"),
-        ({"keep_best": True}, "pass evaluate_source"),
-        ({"patience": 0, "evaluate_source": lambda m: 0.0}, "patience of at least 1 record"),
-        ({"labels": "empirical"}, "expected labels of exact or rademacher or mc, got 'empirical'"),
-        ({"labels": "argmax"}, "expected labels of exact or rademacher or mc, got 'argmax'"),
-        ({"labels": "foo"}, "expected labels of exact or rademacher or mc, got 'foo'"),
-        ({"lr_schedule": "cosine"}, "unknown lr_schedule='cosine': choose one of constant, linear"),
-        ({"precision": "fp16"}, "unknown precision='fp16': choose one of float32, bf16"),
+        ({"checkpoint_folder": "a", "checkpoint_every": 0}, "every as a whole number of at least 1"),
+        ({"patience": 2}, r"pass Evaluation\(source=...\)"),
+        ({"keep_best": True}, r"pass Evaluation\(source=...\)"),
+        ({"patience": 0, "evaluate_source": lambda m: 0.0}, "patience as a whole number of at least 1 or None, got 0"),
+        (
+            {"labels": "empirical"},
+            r"expected labels as one of exact, rademacher, mc \(the labels of the true Fisher\), got 'empirical'",
+        ),
+        (
+            {"labels": "argmax"},
+            r"expected labels as one of exact, rademacher, mc \(the labels of the true Fisher\), got 'argmax'",
+        ),
+        (
+            {"labels": "foo"},
+            r"expected labels as one of exact, rademacher, mc \(the labels of the true Fisher\), got 'foo'",
+        ),
+        ({"lr_schedule": "cosine"}, "expected lr_schedule as one of constant, linear, got 'cosine'"),
+        ({"precision": "fp16"}, "expected precision as one of float32, bf16, got 'fp16'"),
         ({"gradient_checkpointing": True}, "Tiny has none"),
         ({"policy": "fun"}, "expected a policy"),
-        ({"accelerator": SimpleNamespace(mixed_precision="fp16")}, 'ask fit for precision="bf16"'),
-        ({"timing": "paper"}, "unknown timing"),
+        ({"accelerator": SimpleNamespace(mixed_precision="fp16")}, r'ask for Execution\(precision="bf16"\)'),
     ],
 )
 def test_bad_options(model, data, changes, message):
@@ -533,13 +580,14 @@ def test_nothing_open_is_said(model, data):
         run(model, data, policies.linear_probing())
 
 
-@pytest.mark.parametrize("timing", ["prose", "authors"])
+@pytest.mark.parametrize("authors", [False, True])
 @pytest.mark.parametrize("name", [name for name in TABLE if name != "fun"])
-def test_the_table(model, data, name, timing):
-    """The record of a run has what `Unfreezing` promises: open from that step's record on, for every policy and timing."""
+def test_the_table(model, data, name, authors):
+    """The record has what `Unfreezing` promises: open from that step's record on, at the paper's steps and the authors'."""
     policy, *opened = TABLE[name]
-    opened = opened[timing == "authors"]
-    ds = run(model, data, policy, timing=timing, interval=10, steps=42, record_every=1, probe_loader=data[:1])
+    opened = opened[authors]
+    interval = authors_steps(policy, 10, 4) if authors else 10
+    ds = run(model, data, policy, interval=interval, steps=42, record_every=1, probe_loader=data[:1])
     for step in range(43):
         is_open = {layer for when, layers in opened.items() if when <= step for layer in layers}
         assert ds["trainable"].sel(step=step).values.tolist() == [int(layer in is_open) for layer in "0123"]

@@ -14,7 +14,7 @@ from wirings import WIRINGS, body_and_head
 from zoo import SMALL, tokens
 
 from fisherdyn import fisher_trace, fit, policies
-from fisherdyn.fisher import check
+from fisherdyn.fisher import batches, check
 from fisherdyn.likelihoods import Categorical
 
 
@@ -70,7 +70,7 @@ def test_a_certain_example_proves_nothing(labels):
         fisher_trace(model, [x], layers={"body": ("body.weight",)}, labels=labels)
 
 
-# When the comparison with plain autograd is made again
+# When two examples are compared with plain autograd
 
 LAYERS = {name: (f"{name}.weight", f"{name}.bias") for name in ("0", "2")}
 APART = "one example alone has another gradient"
@@ -79,8 +79,8 @@ APART = "one example alone has another gradient"
 @pytest.fixture
 def compared(monkeypatch):
     """Grows by one for every example that is run alone."""
-    made, plain = [], check.PerExampleCheck._norms
-    monkeypatch.setattr(check.PerExampleCheck, "_norms", lambda *args: made.append(1) or plain(*args))
+    made, plain = [], check._norms_alone
+    monkeypatch.setattr(check, "_norms_alone", lambda *args: made.append(1) or plain(*args))
     return made
 
 
@@ -89,38 +89,47 @@ def _small():
     return nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(8, 6)
 
 
-def test_what_was_compared_once_is_not_compared_again(compared):
-    """Fewer layers of a model that was found right are right; more of them, or the modules called otherwise, are not."""
+@pytest.mark.parametrize(("when", "examples"), [("first", 2), ("always", 6), ("never", 0)])
+def test_check_says_which_batches_are_compared(compared, monkeypatch, when, examples):
+    """In every measurement alike: it does not matter what was measured before."""
+    monkeypatch.setattr(batches, "JOINED_WORK", 0)
     model, x = _small()
-
-    def examples(batch, *names):
+    for _ in range(3):
         compared.clear()
-        fisher_trace(model, [batch], layers={name: LAYERS[name] for name in names})
-        return len(compared)
-
-    assert examples(x, "0") == 2
-    assert examples(x, "0", "2") == 2
-    assert examples(x, "2") == 0
-    assert examples(x, "0", "2") == 2  # the fourth measurement
-    assert [examples(x, "0", "2"), examples(x, "2")] == [0, 0]
-    assert examples(x[:1], "0") > 0
-    compared.clear()
-    fisher_trace(model, [x], layers={"together": LAYERS["0"] + LAYERS["2"]})  # a sum may hide what its parts do not
-    assert len(compared) == 2
+        trace = fisher_trace(model, [x, x, x], layers=LAYERS, check=when)
+        assert len(compared) == examples
+        assert trace.compared == (tuple(LAYERS) if examples else ())
 
 
-@pytest.mark.parametrize(("dtype", "measurements"), [(torch.float32, [1, 2, 4, 8, 16]), (torch.bfloat16, [1])])
-def test_it_is_compared_again_ever_more_rarely(compared, dtype, measurements):
-    """In half precision not at all: one comparison in some would refuse a right model for its rounding."""
+def test_modules_that_are_called_otherwise_are_compared_too(compared):
+    """A batch of one example after batches of several: rows of one may be shared by all."""
     model, x = _small()
-    model, x, again = model.to(dtype), x.to(dtype), []
-    for measurement in range(1, 18):
-        compared.clear()
-        fisher_trace(model, [x, x], layers=LAYERS)
-        if compared:
-            again.append(measurement)
-            assert len(compared) == 2  # of the first batch
-    assert again == measurements
+    fisher_trace(model, [x, x, x[:1], x[:1]], layers=LAYERS)
+    assert len(compared) == 3
+
+
+def test_an_unknown_check_is_refused():
+    model, x = _small()
+    with pytest.raises(ValueError, match="unknown check='second': choose one of first, always, never"):
+        fisher_trace(model, [x], check="second")
+
+
+def test_methods_that_differentiate_the_weights_themselves_need_no_check(compared):
+    model, x = _small()
+    for method in ("vmap", "batch"):
+        assert fisher_trace(model, [x], layers=LAYERS, method=method, check="always").compared == ()
+    assert not compared
+
+
+def test_a_right_model_in_half_precision_is_not_refused_for_its_rounding():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.GELU(), nn.LayerNorm(32), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 3)
+    )
+    model = model.bfloat16()
+    for seed in range(200):
+        x = torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        assert len(fisher_trace(model, [x], check="always").compared) == 4
 
 
 def test_a_gate_that_training_opens_is_found_in_fit():
@@ -158,12 +167,14 @@ def test_a_gradient_of_zero_proves_nothing():
     model, x = Adapter(), torch.randn(8, 6)
     layers = {name: (f"{name}.weight",) for name in ("down", "up", "head")}
     for _ in range(3):
-        assert fisher_trace(model, [x], layers=layers).trace[0] == 0
+        trace = fisher_trace(model, [x], layers=layers)
+        assert trace.trace[0] == 0
+        assert trace.compared == ("up", "head")
         with torch.no_grad():
             model.head.weight.mul_(1.1)
     with torch.no_grad():
         model.up.weight.normal_()
-    with pytest.raises(ValueError, match=rf"layer\(s\) down: {APART}"):  # in the fourth measurement
+    with pytest.raises(ValueError, match=rf"layer\(s\) down: {APART}"):
         fisher_trace(model, [x], layers=layers)
 
 

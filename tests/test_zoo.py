@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from zoo import REFUSED, ZOO, Specimen, specimen
 
 from fisherdyn import fisher_trace
+from fisherdyn.labels import LABELS
 from fisherdyn.layers import Layers, resolve_layers
-from fisherdyn.likelihoods import LABELS
 
 SEED = 5
 

@@ -1,115 +1,71 @@
-"""A check of every model, whatever its architecture: two examples of a batch, each alone, by plain autograd.
+"""The check of a method against plain autograd: two examples of a batch, each run alone.
 
-Hooks read a per-example gradient off the rows of what modules see. That is wrong, without a sign of it, where a model
-mixes examples, orders their rows otherwise, or uses a weight outside its module's call. So the first time that a layer is
-measured, two examples are run alone and differentiated in the weights themselves, and must have the norms that their rows
-were given. Again in the second, fourth, eighth ... measurement of the model, as a gate may have been shut before (not in
-half precision, whose rounding would refuse a right model sooner or later); and at once when modules or likelihood are
-others. A layer whose gradient is zero, or drowned in the others' rounding, was not compared, and is asked again then or in
-other company. What a model does with some inputs only stays unseen.
+Hooks read a per-example gradient off the rows of what modules see. That is wrong, without a sign of it, where a model mixes
+examples, orders their rows otherwise, or uses a weight outside its module's call. So two examples are run alone and
+differentiated in the weights themselves, and must have the norms that their rows were given.
 
-Cost: two plain forward and backward passes of one example each time.
+When: in the first batch of a measurement ("first"), in every batch ("always"), or not at all ("never"). "first" also
+checks a later batch whose modules are called otherwise, and every batch where a module sees several rows an example, because
+the owner of a row can change. A layer is not compared where its gradient is zero, or drowned in the others' rounding.
+Input-dependent behaviour can go undetected.
+
+Cost: two plain forward and backward passes of one example each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Hashable
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers import Layers
-from .batch import plain_squared
-from .batches import one_example
+from ..likelihoods import to_unit_size
+from .batch_gradient import PlainPass
+from .batches import ModelCall
+from .capture import USE_VMAP
+from .methods import ForwardPass
 
-USE_VMAP = 'measure it with method="vmap"'
+CheckName = Literal["first", "always", "never"]
+CHECKS = ("first", "always", "never")
 
-Key = tuple[str, tuple[str, ...], Hashable]
-"""A layer, its parameters, and how their modules were called."""
-
-
-class Memory:
-    """Of one model: what was compared.
-
-    Attributes:
-        compared: what was found right.
-        tried: sets of layers that were compared together, some of them in vain.
-        exact: whether rounding is small enough to compare again and again.
-    """
-
-    def __init__(self) -> None:
-        self.compared: set[Key] = set()
-        self.tried: set[frozenset[Key]] = set()
-        self.exact = True
-        self.structure: Hashable = None
-        self.measurements = 0
-
-    def begin(self, structure: Hashable) -> None:
-        """A measurement; forgets what may no longer hold."""
-        if structure != self.structure:
-            self.measurements, self.structure = 0, structure
-        self.measurements += 1
-        power_of_two = not self.measurements & (self.measurements - 1)
-        if self.measurements == 1 or (power_of_two and self.exact):
-            self.compared, self.tried = set(), set()
-
-    def knows(self, keys: frozenset[Key]) -> bool:
-        """Whether there is nothing to learn from comparing these layers now."""
-        return keys <= self.compared or keys in self.tried
-
-
-_MEMORY: WeakKeyDictionary[nn.Module, Memory] = WeakKeyDictionary()
-
-
-def before_measuring(model: nn.Module, likelihood: object) -> None:
-    """To be called once a measurement."""
-    _MEMORY.setdefault(model, Memory()).begin((type(likelihood), tuple(map(id, model.modules()))))
-
-
-_left_to_the_caller = False
-
-
-@contextmanager
-def left_to_the_caller() -> Iterator[None]:
-    """No check inside: for `verify`, which compares for itself and shows what it finds."""
-    global _left_to_the_caller
-    before, _left_to_the_caller = _left_to_the_caller, True
-    try:
-        yield
-    finally:
-        _left_to_the_caller = before
+Key = tuple[str, Hashable]
+"""A layer, and how its modules were called."""
 
 
 class PerExampleCheck:
-    """The check of one model and batch.
+    """What of one measurement was compared with plain autograd.
 
     Args:
-        model, args, kwargs: as for the estimator.
+        when: "first", "always" or "never".
         layers: layer -> its parameters.
-        outputs: what the model returns -> f.
-        ways: how the modules of each layer were called, how often, and with how many dimensions.
-        folded: whether what is right once need not be right again, so that every batch has to be checked.
+
+    Attributes:
+        compared: keys of which the comparison would have shown a difference.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        args: tuple[Tensor, ...],
-        kwargs: Mapping[str, Any],
-        layers: Layers,
-        outputs: Callable[[Any], Tensor],
-        ways: list[Hashable],
-        folded: bool,
-    ) -> None:
-        self.model, self.args, self.kwargs, self.layers, self.outputs = model, args, kwargs, layers, outputs
-        self.keys = [(name, tuple(own), way) for (name, own), way in zip(layers.items(), ways, strict=True)]
-        self.memory = _MEMORY.setdefault(model, Memory())
-        self.needed = not _left_to_the_caller and (folded or not self.memory.knows(frozenset(self.keys)))
+    def __init__(self, when: str, layers: Layers) -> None:
+        if when not in CHECKS:
+            raise ValueError(f"unknown check={when!r}: choose one of {', '.join(CHECKS)}")
+        self.when, self.layers = when, layers
+        self.compared: set[Key] = set()
+        self._tried: set[frozenset[Key]] = set()  # sets of keys that were compared together, some of them in vain
 
-    def check(self, cotangent: Tensor, norms: Tensor) -> None:
+    @property
+    def compared_layers(self) -> tuple[str, ...]:
+        """Layers that were compared at least once, bottom first."""
+        layers = {layer for layer, _ in self.compared}
+        return tuple(layer for layer in self.layers if layer in layers)
+
+    def is_due(self, forward: ForwardPass) -> bool:
+        """Whether this batch is to be compared."""
+        if self.when != "first":
+            return self.when == "always"
+        keys = frozenset(self._keys(forward))
+        return forward.folded or not (keys <= self.compared or keys in self._tried)
+
+    def compare(self, call: ModelCall, forward: ForwardPass, cotangent: Tensor, norms: Tensor) -> None:
         """Compares rows of `norms` (examples, layers) with what their examples give alone: the largest, and a middle one.
 
         Neither the first nor the last: reversed or rotated rows keep one of those, or both, in their place.
@@ -118,21 +74,27 @@ class PerExampleCheck:
             ValueError: they differ; names the layers.
         """
         middle = len(norms) // 2 + (len(norms) % 2 and len(norms) > 1)
-        rows = {int(norms.sum(dim=1).argmax()), middle}
-        told = [self._compare(norms[i], self._norms(i, cotangent[i : i + 1]), cotangent.dtype) for i in rows]
-        compared = torch.stack(told).any(dim=0).tolist()
-        self.memory.exact = torch.finfo(cotangent.dtype).bits >= 32
-        self.memory.compared |= {key for key, could_tell in zip(self.keys, compared, strict=True) if could_tell}
+        unit, size = to_unit_size(cotangent)
+        unit = unit.to(forward.logits.dtype)
+        unit_norms = norms / size.square()[:, None]
+        rows = {int(unit_norms.sum(dim=1).argmax()), middle}
+        compared = [self._compare_row(unit_norms[i], _norms_alone(call, i, unit[i : i + 1]), unit.dtype) for i in rows]
+        keys = self._keys(forward)
+        could_tell = torch.stack(compared).any(dim=0).tolist()
+        self.compared |= {key for key, told in zip(keys, could_tell, strict=True) if told}
         if bool(norms.any()):  # else the next batch may say something
-            self.memory.tried.add(frozenset(self.keys))
+            self._tried.add(frozenset(keys))
 
-    def _compare(self, found: Tensor, truth: Tensor, dtype: torch.dtype) -> Tensor:
+    def _keys(self, forward: ForwardPass) -> list[Key]:
+        return list(zip(self.layers, forward.signatures, strict=True))
+
+    def _compare_row(self, measured: Tensor, truth: Tensor, dtype: torch.dtype) -> Tensor:
         """(layers,): whether a difference would have been seen."""
         # An example alone is rounded otherwise than in a batch, and where gradients cancel there is nothing but rounding.
         share = {torch.float64: 1e-3, torch.float32: 1e-2}.get(dtype, 0.1)
         eps = torch.finfo(dtype).eps
         rounding = min((1e3 * eps) ** 2, 1e-3) * truth.max() + min((100 * eps) ** 2, 1e-6)
-        off = (found - truth).abs() > share * truth + rounding
+        off = (measured - truth).abs() > share * truth + rounding
         if bool(off.any()):
             wrong = [name for name, is_off in zip(self.layers, off.tolist(), strict=True) if is_off]
             raise ValueError(
@@ -143,18 +105,17 @@ class PerExampleCheck:
             )
         return share * truth > rounding
 
-    def _norms(self, i: int, cotangent: Tensor) -> Tensor:
-        """(layers,): ||J_l^T c||^2 of example i, by plain autograd."""
-        args = tuple(one_example(x, i) for x in self.args)
-        kwargs = {key: one_example(x, i) for key, x in self.kwargs.items()}
-        before = _random_states(cotangent.device)
-        norms = plain_squared(self.model, args, kwargs, self.layers, self.outputs, lambda f: [cotangent])
-        if any(not torch.equal(x, y) for x, y in zip(before, _random_states(cotangent.device), strict=True)):
-            raise ValueError(
-                "the model draws random numbers in evaluation mode (a dropout with training=True?): every reading would be "
-                "of another model"
-            )
-        return norms[0]
+
+def _norms_alone(call: ModelCall, i: int, cotangent: Tensor) -> Tensor:
+    """(layers,): ||J_l^T c||^2 of example i, by plain autograd."""
+    before = _random_states(cotangent.device)
+    norms = PlainPass(call.example(i)).squared_gradients([cotangent])
+    if any(not torch.equal(x, y) for x, y in zip(before, _random_states(cotangent.device), strict=True)):
+        raise ValueError(
+            "the model draws random numbers in evaluation mode (a dropout with training=True?): every reading would be "
+            "of another model"
+        )
+    return norms[0, 0]
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

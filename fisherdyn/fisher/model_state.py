@@ -1,4 +1,4 @@
-"""A model is measured and left as it was: modes, buffers and random states; what cannot be measured is refused."""
+"""A model is measured and left as it was: modes, buffers and random states; what cannot be measured is refused by name."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from ..model_index import ModelIndex
 from .batches import generators_of
 
 
-def call_with(
-    model: nn.Module, weights: Mapping[str, Tensor], args: tuple[Tensor, ...], kwargs: Mapping[str, Any]
-) -> Any:
-    """The model's output with other weights, wherever each of them is used.
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile, which leave it whole.
 
-    functional_call replaces place by place. Left to tie weights itself, it would replace one place of a module that is
-    registered under two names two times over, and restore the wrong tensor.
+    Raises:
+        ValueError: DataParallel, whose copies no hook sees, and FullyShardedDataParallel, whose weights lie in pieces.
     """
-    names = {id(model.get_parameter(name)): name for name in weights}
-    places: dict[tuple[int, str], tuple[str, Tensor]] = {}
-    for place, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in names:
-            owner, _, short = place.rpartition(".")
-            places.setdefault((id(model.get_submodule(owner)), short), (place, weights[names[id(parameter)]]))
-    return torch.func.functional_call(model, dict(places.values()), args, dict(kwargs), tie_weights=False)
+    kind = type(model).__name__
+    if kind == "DataParallel":
+        raise ValueError("a model in DataParallel cannot be measured: pass the model inside, model.module")
+    if kind == "FullyShardedDataParallel":
+        raise ValueError(
+            "the weights of a model in FullyShardedDataParallel lie in pieces: use DistributedDataParallel"
+        )
+    attribute = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}.get(kind)
+    return unwrap(getattr(model, attribute)) if attribute else model
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a model (torch.nn.Module), got {type(model).__name__}")
     parameter = next(model.parameters(), None)
@@ -42,34 +44,28 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def preserve_state(model: nn.Module, loader: Iterable) -> Iterator[None]:
+def preserve_state(model: ModelIndex, loader: Iterable) -> Iterator[None]:
     """Evaluation mode inside; afterwards modes, buffers, random states and the loader's generators are as they were.
 
     Weights, gradients and `requires_grad` are not touched by the estimators, so they need no restoring: gradients are
     taken with `torch.autograd.grad`. Buffers are restored, because some modules write them (quantisation's observers) or
-    replace them (rotary frequencies that go by the length) even in evaluation mode. torch's transformer layers must not take
-    their fused path, which calls none of their modules.
+    replace them (rotary frequencies that depend on the length) even in evaluation mode. torch's transformer layers must not
+    take their fused path, which calls none of their modules.
     """
-    modules = list(model.modules())
-    modes = [(module, module.training) for module in modules]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    # Some modules keep tensors that are no buffers and set them anew as they are called (adapters' prompt tuning).
-    kept: list[tuple[dict[str, Any], dict[str, Any]]]
-    kept = [(own, {k: x for k, x in own.items() if isinstance(x, Tensor)}) for own in map(vars, modules)]
-    for module in modules:
-        if "max_seq_len_cached" in (own := vars(module)):  # rotary frequencies, and the length that they are for
-            kept += [(own, {"max_seq_len_cached": own["max_seq_len_cached"]}), (module._buffers, {**module._buffers})]
+    modes = [(module, module.training) for module in model.modules]
+    buffers = [(b, b.clone()) for module in model.modules for b in module._buffers.values() if b is not None]
+    attributes = _tensor_attributes(model.modules)
     generators = [(generator, generator.get_state()) for generator in generators_of(loader)]
     python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(), torch.enable_grad():
-            model.eval()
+            _set_modes([(module, False) for module in model.modules])
             yield
     finally:
-        _restore_modes(modes)
-        for attributes, values in kept:
-            attributes.update(values)
+        _set_modes(modes)
+        for module_dict, values in attributes:
+            module_dict.update(values)
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
@@ -81,7 +77,21 @@ def preserve_state(model: nn.Module, loader: Iterable) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+def _tensor_attributes(modules: list[nn.Module]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each module's attribute dict, and what of it a call may replace: tensors that are no buffers, rotary frequencies."""
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for module in modules:
+        attributes = vars(module)
+        # Adapters' prompt tuning keeps a tensor that is no buffer and sets it anew in each call.
+        if tensors := {name: x for name, x in attributes.items() if isinstance(x, Tensor)}:
+            kept.append((attributes, tensors))
+        if "max_seq_len_cached" in attributes:  # rotary frequencies, and the length that they are for
+            kept.append((attributes, {"max_seq_len_cached": attributes["max_seq_len_cached"]}))
+            kept.append((module._buffers, {**module._buffers}))
+    return kept
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     """Through train() where a class has its own (some merge weights there), and then flag by flag."""
     for module, training in modes:
         if type(module).train is not nn.Module.train and module.training != training:
@@ -90,33 +100,53 @@ def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
         module.training = training
 
 
-def validate_model(model: nn.Module) -> None:
-    """Modules that change weights or mix examples in evaluation mode, by name; and models that cannot be looked into."""
+def validate_model(model: ModelIndex) -> None:
+    """Refuses, by name, modules that change weights or mix examples in evaluation mode, and models that hide their modules.
+
+    Raises:
+        ValueError: what was found, and what to do.
+    """
     if torch.is_inference_mode_enabled():
         raise ValueError("gradients cannot be taken in torch.inference_mode(): measure outside of it")
-    if isinstance(model, nn.DataParallel) or hasattr(model, "_orig_mod"):
-        inner = "module" if isinstance(model, nn.DataParallel) else "_orig_mod"
-        raise ValueError(f"{type(model).__name__} hides the modules that are called: measure model.{inner} instead")
-    for name, parameter in model.named_parameters():
+    if isinstance(model.model, nn.DataParallel) or hasattr(model.model, "_orig_mod"):
+        inner = "module" if isinstance(model.model, nn.DataParallel) else "_orig_mod"
+        raise ValueError(
+            f"{type(model.model).__name__} hides the modules that are called: measure model.{inner} instead"
+        )
+    for name, parameter in model.parameters.items():
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"parameter {name!r} has no shape yet: run a forward pass first")
         if parameter.is_meta:
             raise ValueError(f"parameter {name!r} is on device 'meta', which holds no numbers: load its weights first")
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(
-                f"module {name!r} is a TorchScript, which runs no hooks: measure the module it was made from"
-            )
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
-            raise ValueError(
-                f"module {name!r} has max_norm, which changes its weight in every forward pass: set it to None"
-            )
-        if getattr(module, "scale_grad_by_freq", False):
-            raise ValueError(
-                f"module {name!r} has scale_grad_by_freq: what it calls a gradient is none; set it to False"
-            )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise ValueError(
-                f"module {name!r} ({type(module).__name__}) has no running statistics: it mixes the "
-                "examples of a batch, and per-example gradients do not exist"
-            )
+    for name, module in model.places.items():
+        _validate_module(name, module)
+
+
+def _validate_module(name: str, module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(f"module {name!r} is a TorchScript, which runs no hooks: measure the module it was made from")
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+        raise ValueError(
+            f"module {name!r} has max_norm, which changes its weight in every forward pass: set it to None"
+        )
+    if getattr(module, "scale_grad_by_freq", False):
+        raise ValueError(f"module {name!r} has scale_grad_by_freq: what it calls a gradient is none; set it to False")
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        raise ValueError(
+            f"module {name!r} ({type(module).__name__}) has no running statistics: it mixes the "
+            "examples of a batch, and per-example gradients do not exist"
+        )
+
+
+def call_with_weights(
+    model: ModelIndex, weights: Mapping[str, Tensor], args: tuple[Tensor, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """The model's output with other weights, wherever each of them is used.
+
+    functional_call replaces place by place. Left to tie weights itself, it would replace one place of a module that is
+    registered under two names two times over, and restore the wrong tensor.
+    """
+    places = {
+        place: weight for name, weight in weights.items() for *_, place in model.owners_of(model.get_parameter(name))
+    }
+    return torch.func.functional_call(model.model, places, args, dict(kwargs), tie_weights=False)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,44 +17,16 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_map
 
-from .model_state import call_with
+from ..model_index import ModelIndex
+from .model_state import call_with_weights
+
+if TYPE_CHECKING:
+    from .capture import ModuleCall
 
 _REMEDY = 'measure it with method="vmap", or with batches of one example'
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of a module: what went in, and what came out where it is kept."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: list[Tensor | None]
-    tensors: list[Tensor]
-    versions: list[int]
-
-    @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor | None]) -> Call:
-        args, kwargs = tree_map(_read, (args, kwargs))
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-        return cls(args, kwargs, outputs, tensors, [x._version for x in tensors])
-
-    @classmethod
-    def of_one(cls, a: Tensor) -> Call:
-        """The call of a module of one input, whose output nobody asks for."""
-        a = a.detach()
-        return cls((a,), {}, [], [a], [a._version])
-
-    def changed(self) -> bool:
-        """Whether an input was written into since: a detached tensor shares its version with the original."""
-        return self.versions != [x._version for x in self.tensors]
-
-
-def _read(x: Any) -> Any:
-    """A parameter stays one: that is how a weight which is passed as an argument is told from a batch."""
-    return x.detach() if isinstance(x, Tensor) and not isinstance(x, nn.Parameter) else x
-
-
-def reader(modules: Mapping[str, nn.Module], name: str) -> tuple[str, str]:
+def reading_module(modules: Mapping[str, nn.Module], name: str) -> tuple[str, str]:
     """The module whose call reads a parameter, and the parameter's name there.
 
     That is the parameter's owner, unless the owner only holds it: a container (ParameterList), a parametrization (weight
@@ -81,87 +52,84 @@ def _only_holds(module: nn.Module) -> bool:
 def replay(
     name: str,
     module: nn.Module,
-    calls: Sequence[tuple[Call, Sequence[Tensor | None]]],
-    wanted: Sequence[str],
+    calls: Sequence[tuple[ModuleCall, Sequence[Tensor | None]]],
+    parameters: Sequence[str],
     examples: int,
 ) -> dict[str, Tensor]:
-    """Squared norms (examples,) of the parameters `wanted`; gradients of all calls add before squaring.
+    """Squared norms (examples,) of the named parameters; gradients of all calls add before squaring.
+
+    Args:
+        name, module: the module.
+        calls: its calls, and the gradients that came to each one's outputs.
+        parameters: names in the module.
+        examples: of the batch.
 
     Raises:
         ValueError: an example cannot be run alone, or does not give alone what it gave in the batch (examples are mixed,
             or are not where they are looked for).
     """
-    weights = {short: module.get_parameter(short).detach().requires_grad_() for short in wanted}
-    found = {short: torch.zeros(examples, dtype=torch.float64, device=w.device) for short, w in weights.items()}
+    alone = _ModuleAlone(name, ModelIndex(module), examples)
+    weights = {short: module.get_parameter(short).detach().requires_grad_() for short in parameters}
+    norms = {short: torch.zeros(examples, dtype=torch.float64, device=w.device) for short, w in weights.items()}
     for i in range(examples):
         sums = {short: w.new_zeros(w.shape, dtype=_double(w)) for short, w in weights.items()}
         for call, gradients in calls:
-            for short, g in zip(weights, _pull_back(name, module, weights, call, gradients, i, examples), strict=True):
+            for short, g in zip(weights, alone.pull_back(weights, call, gradients, i), strict=True):
                 sums[short] += 0 if g is None else g
         for short, total in sums.items():
-            found[short][i] = total.abs().square().sum()
-    return found
+            norms[short][i] = total.abs().square().sum()
+    return norms
 
 
 def _double(w: Tensor) -> torch.dtype:
     return torch.complex128 if w.is_complex() else torch.float64
 
 
-def _pull_back(
-    name: str,
-    module: nn.Module,
-    weights: dict[str, Tensor],
-    call: Call,
-    gradients: Sequence[Tensor | None],
-    i: int,
-    examples: int,
-) -> Sequence[Tensor | None]:
-    pairs = []
-    outputs = _run_alone(name, module, weights, call, i, examples)
-    for alone, together, d in zip(outputs, call.outputs, gradients, strict=True):
-        if d is None or together is None:
-            continue
-        part, d_part = (_part(x, alone, i, examples) for x in (together, d))
-        if part is None or d_part is None or not same_up_to_rounding(part, alone):
-            raise ValueError(
-                f"{_what(name, module)} gives another output for an example alone than in the batch; {_REMEDY}"
-            )
-        if alone.requires_grad:
-            pairs.append((alone, d_part.to(alone.dtype)))
-    if not pairs:
-        return [None] * len(weights)
-    alone, d_parts = zip(*pairs, strict=True)
-    return torch.autograd.grad(alone, list(weights.values()), d_parts, allow_unused=True)
+class _ModuleAlone:
+    """A module that is run with one example of a batch at a time."""
+
+    def __init__(self, name: str, module: ModelIndex, examples: int) -> None:
+        self.module, self.examples = module, examples
+        self.title = f"module {name!r} ({type(module.model).__name__}, which has no rule)"
+
+    def pull_back(
+        self, weights: dict[str, Tensor], call: ModuleCall, gradients: Sequence[Tensor | None], i: int
+    ) -> Sequence[Tensor | None]:
+        """Example i's gradient in each weight, None where it has none."""
+        pairs = []
+        for alone, together, d in zip(self._run(weights, call, i), call.outputs, gradients, strict=True):
+            if d is None or together is None:
+                continue
+            part, d_part = (_example_part(x, alone, i, self.examples) for x in (together, d))
+            if part is None or d_part is None or not same_up_to_rounding(part, alone):
+                raise ValueError(f"{self.title} gives another output for an example alone than in the batch; {_REMEDY}")
+            if alone.requires_grad:
+                pairs.append((alone, d_part.to(alone.dtype)))
+        if not pairs:
+            return [None] * len(weights)
+        outputs, d_parts = zip(*pairs, strict=True)
+        return torch.autograd.grad(outputs, list(weights.values()), d_parts, allow_unused=True)
+
+    def _run(self, weights: dict[str, Tensor], call: ModuleCall, i: int) -> list[Any]:
+        """What the module gives for example i."""
+        if any(isinstance(x, PackedSequence) for x in (*call.args, *call.kwargs.values())):
+            raise ValueError(f"{self.title} reads a PackedSequence, which has no batch dimension: pad it; {_REMEDY}")
+        args, kwargs = _example_arguments(self.module.model, call, i, self.examples)
+        try:
+            with torch.enable_grad():
+                return tree_flatten(call_with_weights(self.module, weights, args, kwargs))[0]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the module's own code raises at inputs that it was not written for
+            first_line = f"{error}".partition("\n")[0][:120]
+            raise ValueError(f"{self.title} cannot be run with one example alone ({first_line}); {_REMEDY}") from error
 
 
-def _run_alone(
-    name: str, module: nn.Module, weights: dict[str, Tensor], call: Call, i: int, examples: int
-) -> list[Any]:
-    """What the module gives for example i."""
-    if any(isinstance(x, PackedSequence) for x in (*call.args, *call.kwargs.values())):
-        raise ValueError(
-            f"{_what(name, module)} reads a PackedSequence, which has no batch dimension: pad it; {_REMEDY}"
-        )
-    args, kwargs = _one_of(module, call, i, examples)
-    try:
-        with torch.enable_grad():
-            return tree_flatten(call_with(module, weights, args, kwargs))[0]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever the module's own code raises at inputs that it was not written for
-        first_line = f"{error}".partition("\n")[0][:120]
-        raise ValueError(
-            f"{_what(name, module)} cannot be run with one example alone ({first_line}); {_REMEDY}"
-        ) from error
-
-
-def _what(name: str, module: nn.Module) -> str:
-    return f"module {name!r} ({type(module).__name__}, which has no rule)"
-
-
-def _one_of(module: nn.Module, call: Call, i: int, examples: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _example_arguments(
+    module: nn.Module, call: ModuleCall, i: int, examples: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call's arguments with example i alone."""
-    places = _places(module)
+    places = _batch_places(module)
     names = list(inspect.signature(module.forward).parameters) if places else []
 
     def cut(name: str, x: Any) -> Any:
@@ -172,7 +140,7 @@ def _one_of(module: nn.Module, call: Call, i: int, examples: int) -> tuple[tuple
     return tuple(cut(name, x) for name, x in named), {name: cut(name, x) for name, x in call.kwargs.items()}
 
 
-def _places(module: nn.Module) -> dict[str, tuple[int, int]]:
+def _batch_places(module: nn.Module) -> dict[str, tuple[int, int]]:
     """Argument -> the dimension of its batch, and how many dimensions it has where it has one; others: the first, any."""
     if isinstance(module, nn.RNNBase):
         return {"input": (0 if module.batch_first else 1, 3), "hx": (1, 3)}
@@ -197,7 +165,7 @@ def same_up_to_rounding(together: Tensor, alone: Tensor) -> bool:
     return bool((together - alone).abs().max() <= tolerance * together.abs().max())
 
 
-def _part(x: Tensor, alone: Tensor, i: int, examples: int) -> Tensor | None:
+def _example_part(x: Tensor, alone: Tensor, i: int, examples: int) -> Tensor | None:
     """Example i of x, along the one dimension in which an example alone is shorter (an LSTM's state has it second).
 
     None where there is no such dimension: an output that is the same for the whole batch has its gradient summed over it.

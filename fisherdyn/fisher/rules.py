@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, layer_norm, pad, unfold
 
-from ..likelihoods import widened
+from ..labels import widen
 
 Norms = dict[str, Tensor]
 """Parameter name (of the module itself) -> (batch,)."""
@@ -115,17 +115,17 @@ def lookup(module: nn.Embedding, a: Int[Tensor, "b t"], d: Float[Tensor, "b t p"
 
 
 def _features_last(module: nn.Module, x: Tensor) -> Tensor:
-    return widened(x).reshape(len(x), -1, 1, x.shape[-1])
+    return widen(x).reshape(len(x), -1, 1, x.shape[-1])
 
 
 def _channels_last(module: nn.Module, x: Tensor) -> Tensor:
     """(batch, channels, ...) -> (batch, positions, channels)."""
-    return widened(x).reshape(len(x), x.shape[1], -1).mT
+    return widen(x).reshape(len(x), x.shape[1], -1).mT
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """What each output position of a convolution sees: (batch, positions, groups, channels of a group x kernel)."""
-    x, padding = widened(x), module.padding
+    x, padding = widen(x), module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x, padding = pad(x, module._reversed_padding_repeated_twice, mode=mode), (0,) * (x.ndim - 2)
@@ -138,25 +138,25 @@ def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _conv_gradients(module: nn.Conv1d | nn.Conv2d, d: Tensor) -> Tensor:
-    return widened(d).reshape(len(d), module.groups, module.out_channels // module.groups, -1).permute(0, 3, 1, 2)
+    return widen(d).reshape(len(d), module.groups, module.out_channels // module.groups, -1).permute(0, 3, 1, 2)
 
 
 def _norm_gradients(module: nn.LayerNorm | nn.RMSNorm, d: Tensor) -> Tensor:
-    return widened(d).reshape(len(d), -1, *module.normalized_shape)
+    return widen(d).reshape(len(d), -1, *module.normalized_shape)
 
 
 def _layer_normalised(module: nn.LayerNorm, a: Tensor) -> Tensor:
-    return _norm_gradients(module, layer_norm(widened(a), module.normalized_shape, eps=module.eps))
+    return _norm_gradients(module, layer_norm(widen(a), module.normalized_shape, eps=module.eps))
 
 
 def _rms_normalised(module: nn.RMSNorm, a: Tensor) -> Tensor:
-    return _norm_gradients(module, nn.functional.rms_norm(widened(a), list(module.normalized_shape), eps=module.eps))
+    return _norm_gradients(module, nn.functional.rms_norm(widen(a), list(module.normalized_shape), eps=module.eps))
 
 
 def _per_unit_of_weight(module: nn.Module, a: Tensor) -> Tensor:
     """What a scale multiplies, for a module that is linear in it: y(w = 1) - y(w = 0). Some scale by w, some by 1 + w."""
     one, none = (torch.func.functional_call(module, {"weight": w}, (a,)) for w in _one_and_none(module))
-    return widened(one - none).reshape(len(a), -1, a.shape[-1])
+    return widen(one - none).reshape(len(a), -1, a.shape[-1])
 
 
 def _one_and_none(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ def _one_and_none(module: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _group_normalised(module: nn.GroupNorm, a: Tensor) -> Tensor:
-    return _channels_last(module, group_norm(widened(a), module.num_groups, eps=module.eps))
+    return _channels_last(module, group_norm(widen(a), module.num_groups, eps=module.eps))
 
 
 def _batch_normalised(module: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def _tokens(module: nn.Embedding, a: Tensor) -> Tensor:
 
 
 def _vectors(module: nn.Module, d: Tensor) -> Tensor:
-    return widened(d).reshape(len(d), -1, d.shape[-1])
+    return widen(d).reshape(len(d), -1, d.shape[-1])
 
 
 _LINEAR = Rule(_features_last, _features_last, outer)

@@ -1,14 +1,30 @@
-"""Rows as they come, from this process and from the others, and what they come to."""
+"""The mean of per-example values over the batches so far, and its standard error; one mean over all processes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .distributed import all_gather, several
+
+
+@dataclass(frozen=True)
+class BatchValues:
+    """What was measured in one pass.
+
+    Attributes:
+        rows: (examples, layers), or one row for the whole batch by a method that sees no single example.
+        examples: how many they stand for.
+        batches: how many of the loader's batches.
+    """
+
+    rows: Tensor
+    examples: int
+    batches: int
 
 
 class RunningMean:
@@ -19,10 +35,11 @@ class RunningMean:
         self.weights: list[Tensor] = []
         self.batches = 0
 
-    def add(self, rows: Tensor, examples: int, batches: int) -> None:
-        self.rows.append(rows)
-        self.weights.append(torch.full((len(rows),), examples / len(rows), dtype=torch.float64))
-        self.batches += batches
+    def add(self, values: BatchValues) -> None:
+        n = len(values.rows)
+        self.rows.append(values.rows)
+        self.weights.append(torch.full((n,), values.examples / n, dtype=torch.float64))
+        self.batches += values.batches
 
     @property
     def examples(self) -> int:
@@ -37,8 +54,8 @@ class RunningMean:
         values, weights = self.values, torch.cat(self.weights)[:, None]
         mean = (weights * values).sum(dim=0) / weights.sum()
         n = len(values)
-        spread = (weights * (values - mean)).square().sum(dim=0).sqrt() / weights.sum()
-        return mean, spread * math.sqrt(n / (n - 1)) if n > 1 else torch.full_like(mean, math.nan)
+        error = (weights * (values - mean)).square().sum(dim=0).sqrt() / weights.sum()
+        return mean, error * math.sqrt(n / (n - 1)) if n > 1 else torch.full_like(mean, math.nan)
 
     def relative_error(self) -> Tensor:
         """Standard error over estimate; infinite where there is none yet, 0 where tr(F) is 0 in every example."""
@@ -46,15 +63,12 @@ class RunningMean:
         return torch.where(mean == 0, 0.0, (se / mean.abs()).nan_to_num(nan=math.inf))
 
     def within(self, target: float) -> Tensor:
+        """(layers,): whether the relative standard error is at most the target."""
         return self.relative_error() <= target
 
 
-Found = tuple[Tensor, int, int]
-"""Rows, the number of examples that they stand for, and of how many batches."""
-
-
-def across_ranks(found: Iterable[Found]) -> Iterator[list[Found]]:
-    """What every process found in its next batch, in the order of ranks, until no process has one left.
+def across_ranks(measured: Iterable[BatchValues]) -> Iterator[list[BatchValues]]:
+    """What every process measured in its next pass, in the order of ranks, until no process has one left.
 
     Every process gets the same lists, so that all of them stop at the same batch and end with the same numbers. An error in
     one process is raised in all.
@@ -63,20 +77,20 @@ def across_ranks(found: Iterable[Found]) -> Iterator[list[Found]]:
         RuntimeError: another process failed; says which, and how.
     """
     if not several():
-        yield from ([one] for one in found)
+        yield from ([values] for values in measured)
         return
-    own = iter(found)
+    passes = iter(measured)
     while True:
         try:
-            mine: Found | Exception | None = next(own, None)
+            mine: BatchValues | Exception | None = next(passes, None)
         except Exception as error:
             mine = error
-        theirs = all_gather(f"{type(mine).__name__}: {mine}" if isinstance(mine, Exception) else mine)
+        everyone = all_gather(f"{type(mine).__name__}: {mine}" if isinstance(mine, Exception) else mine)
         if isinstance(mine, Exception):
             raise mine
-        if failed := {i: what for i, what in enumerate(theirs) if isinstance(what, str)}:
+        if failed := {i: what for i, what in enumerate(everyone) if isinstance(what, str)}:
             raise RuntimeError("; ".join(f"process {i} failed with {what}" for i, what in failed.items()))
-        there = [one for one in theirs if isinstance(one, tuple)]
-        if not there:
+        values = [value for value in everyone if isinstance(value, BatchValues)]
+        if not values:
             return
-        yield there
+        yield values

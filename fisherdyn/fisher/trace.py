@@ -1,30 +1,29 @@
-"""fisher_trace(): the front door. Per-layer tr(F) of a model over a loader, with its standard error."""
+"""fisher_trace(): per-layer tr(F) of a model over a loader, with its standard error; and the road of one batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..labels import LabelMode, find_labels
 from ..layers import LayerChoice, Layers, resolve_layers
-from ..likelihoods import LABELS, Likelihood
-from . import batch, check, hooks, vmap
-from .batches import Batch
+from ..likelihoods import Likelihood, OutputReader
+from ..model_index import ModelIndex
+from .batches import Batch, ModelCall, Rebatcher, batches_of, count_in, inputs_of, rows_of
+from .check import CheckName, PerExampleCheck
 from .distributed import all_gather, rank, rank_generator
-from .measure import BatchEstimator, OutputReader, Rows, SplitOnOOM
+from .methods import Method, find_method
 from .model_state import device_of, preserve_state, validate_model
-from .rebatch import Rebatcher
-from .running_mean import RunningMean, across_ranks
+from .running_mean import BatchValues, RunningMean, across_ranks
 
 LabelName = Literal["exact", "rademacher", "mc", "empirical", "argmax"]
 MethodName = Literal["hooks", "vmap", "batch", "authors"]
-CheckName = Literal["first", "always", "never"]
 
 
 class TraceOptions(TypedDict, total=False):
@@ -32,15 +31,13 @@ class TraceOptions(TypedDict, total=False):
 
     layers: LayerChoice
     likelihood: Likelihood | str | None
-    labels: LabelName
-    method: MethodName
+    labels: LabelName | LabelMode
+    method: MethodName | Method
     num_batches: int | None
     check: CheckName
     generator: torch.Generator | None
 
 
-METHODS = ("hooks", "vmap", "batch", "authors")
-BY_EXAMPLE = METHODS[:2]
 FEWEST_TO_STOP_AT = 32
 """Examples below which a standard error is too rough to stop by."""
 
@@ -62,6 +59,7 @@ class FisherTrace:
         estimator: e.g. "hooks/rademacher".
         likelihood: e.g. "categorical".
         imprecise: layers whose standard error is still above the `target_se` that was asked for.
+        compared: layers whose values were compared with plain autograd on two examples; see `check`.
     """
 
     layers: tuple[str, ...]
@@ -75,6 +73,7 @@ class FisherTrace:
     estimator: str
     likelihood: str
     imprecise: tuple[str, ...] = ()
+    compared: tuple[str, ...] = ()
 
     def scores(self) -> dict[str, tuple[float, float]]:
         """Layer -> (tr(F), standard error), as `policies` want it."""
@@ -87,11 +86,12 @@ def fisher_trace(
     *,
     layers: LayerChoice = None,
     likelihood: Likelihood | str | None = None,
-    labels: str = "rademacher",
-    method: str = "hooks",
+    labels: LabelName | LabelMode = "rademacher",
+    method: MethodName | Method = "hooks",
     num_batches: int | None = None,
     target_se: float | None = None,
     enough: Callable[[RunningMean], bool] | None = None,
+    check: CheckName = "first",
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> FisherTrace:
@@ -109,22 +109,24 @@ def fisher_trace(
         layers: see `fisherdyn.layers.resolve_layers`; None finds them.
         likelihood: what the logits mean: a name in `fisherdyn.likelihoods.LIKELIHOODS` or an instance. None: by a Hugging
             Face model's class and problem_type, else one softmax over logits of shape (batch, classes).
-        labels: "rademacher" (default), "exact" or "mc" are unbiased: see `Likelihood.cotangents`; the variance of one
-            example is 0 for "exact", at most 2 tr^2 for "rademacher", unbounded for "mc". "empirical" and "argmax"
-            are not tr(F), and are here to be compared with it.
+        labels: "rademacher" (default), "exact" and "mc" are unbiased; the variance of one example is 0 for "exact", at most
+            2 tr^2 for "rademacher", unbounded for "mc" (Eqn. 1 of the paper). "empirical" and "argmax" are not tr(F), and
+            are here to be compared with it. Or a `fisherdyn.labels.LabelMode` of your own.
         method: "hooks" (no weight gradients; a module without a rule is run again example by example) or "vmap"
             (torch.func; also tied weights and weights used outside their module; more memory). "batch": the squared
             gradient of the batch under random signs, unbiased, noisier, its standard error over batches. "authors": what
-            the paper's code computes, biased, for labels "argmax", "mc" and "empirical".
+            the paper's code computes, biased, for labels "argmax", "mc" and "empirical". Or a `Method` of your own.
         num_batches: read at most this many (in each process); None reads the loader to its end.
         target_se: stop as soon as every layer's standard error is at most this share of its tr(F), such as 0.05; layers
             that do not get there are named in the result's `imprecise`.
         enough: stop as soon as it says so; asked after every pass with what there is: `.values`, `.examples`, `.batches`.
+        check: compare two examples with plain autograd in the "first" batch, "always" in every batch, or "never"; see
+            `fisher.check`. Only method="hooks" needs it.
         generator: of label noise; default: a new one of seed 0, apart in every process.
         progress: show a bar, with the relative standard error of the worst layer.
 
     Returns:
-        FisherTrace. Its standard error is over examples, whose values are taken as independent: it covers the spread over
+        FisherTrace. Its standard error is over examples, whose values are taken as independent: it covers the variation over
         inputs and label noise, not the choice of a loader that is not a random sample.
 
     Several processes (torch.distributed initialised): each brings batches of its own, and all get the same result, that of
@@ -145,109 +147,155 @@ def fisher_trace(
         MemoryError: there is not enough for a single example.
 
     Source: Liu et al. 2023, "FUN with Fisher", Eqn. 1; Kunstner et al. 2019 on why true labels would not do.
+
+    Example:
+        >>> trace = fisher_trace(model, loader, target_se=0.05)
+        >>> dict(zip(trace.layers, trace.trace.tolist()))
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method={method!r}: choose one of {', '.join(METHODS)}")
-    if labels not in LABELS:
-        raise ValueError(f"unknown labels={labels!r}: choose one of {', '.join(LABELS)}")
+    _validate_options(num_batches, target_se, generator)
+    measurement = Measurement(model, layers, likelihood, find_labels(labels), find_method(method), check, generator)
+    mean = RunningMean()
+    hidden = not progress or rank() > 0
+    with (
+        preserve_state(measurement.model, loader),
+        tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=hidden) as bar,
+    ):
+        groups = measurement.rebatcher.groups(islice(batches_of(loader), num_batches))
+        for passes in across_ranks(map(measurement.measure, groups)):
+            for values in passes:
+                mean.add(values)
+            bar.update(mean.batches - bar.n)
+            if not hidden:
+                bar.set_postfix_str(_worst_error(measurement.layers, mean), refresh=False)
+            if target_se is not None and mean.examples >= FEWEST_TO_STOP_AT and mean.within(target_se).all():
+                break
+            if enough is not None and enough(mean):
+                break
+    return _summarize(measurement, mean, target_se)
+
+
+class Measurement:
+    """The road of a batch, for one model, its layers and one way of measuring them.
+
+    Args:
+        model, layers, likelihood, check, generator: as for `fisher_trace`.
+        labels, method: found by their names.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: LayerChoice,
+        likelihood: Likelihood | str | None,
+        labels: LabelMode,
+        method: Method,
+        check: CheckName,
+        generator: torch.Generator | None,
+    ) -> None:
+        method.validate_labels(labels)
+        self.device = device_of(model)
+        self.model = ModelIndex(model)
+        validate_model(self.model)
+        self.layers = resolve_layers(self.model, layers)
+        self.reader = OutputReader(self.model, likelihood)
+        self.labels, self.method = labels, method
+        self.check = PerExampleCheck(check if method.needs_check else "never", self.layers)
+        self.generator = generator if generator is not None else rank_generator(torch.Generator().manual_seed(0))
+        self.rebatcher = Rebatcher(self.model, self.reader, joins=method.per_example)
+        self._most_examples: int | None = None  # that fit into memory, once it has run out
+
+    def measure(self, group: list[Batch]) -> BatchValues:
+        """A group of batches, in one pass where they go together."""
+        return BatchValues(self._rows(group).cpu(), sum(map(count_in, group)), len(group))
+
+    def _rows(self, group: list[Batch]) -> Tensor:
+        if len(group) > 1:
+            state = self.generator.get_state()
+            try:
+                return self._rows_within_memory(self.rebatcher.join(group))
+            except Exception:
+                # A model may not take them together, and an error should speak of a batch that the loader gave.
+                self.generator.set_state(state)
+                self.rebatcher.joins = False
+        return torch.cat([self._rows_within_memory(batch) for batch in group])
+
+    def _rows_within_memory(self, batch: Batch) -> Tensor:
+        """Half as many examples at a time where memory runs out, from then on.
+
+        Label noise is then drawn part by part: other numbers than those of whole batches, no less right.
+        """
+        if not self.method.per_example:
+            return self._rows_of_batch(batch)
+        examples = count_in(batch)
+        most = min(examples, self._most_examples or examples)
+        while (rows := self._rows_in_parts(batch, examples, most)) is None:
+            if most == 1:
+                raise MemoryError("out of memory with a single example: free some, or measure fewer layers")
+            self._most_examples = most = (most + 1) // 2
+        return rows
+
+    def _rows_in_parts(self, batch: Batch, examples: int, most: int) -> Tensor | None:
+        """None where memory ran out. By then the frames that hold the tensors are gone."""
+        parts = (range(start, min(start + most, examples)) for start in range(0, examples, most))
+        try:
+            return torch.cat([self._rows_of_batch(rows_of(batch, p) if most < examples else batch) for p in parts])
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+                raise
+        return None
+
+    def _rows_of_batch(self, batch: Batch) -> Tensor:
+        """Take a batch, run the model, draw cotangents, take per-example norms: (examples, layers)."""
+        batch = self.rebatcher.trim(batch)
+        call = ModelCall(self.model, self.layers, self.reader, *inputs_of(batch, self.device))
+        with self.method.forward(call) as forward:
+            likelihood = self.reader.validated(forward.logits, call.examples)
+            cotangents = self.labels.cotangents(likelihood, forward.logits, self.generator, batch)
+            norms = forward.squared_norms(cotangents, self.generator)
+        if self.check.is_due(forward):  # now that the graph is gone
+            self.check.compare(call, forward, cotangents[-1], norms[-1])
+        return norms.sum(dim=0)
+
+
+def _validate_options(num_batches: Any, target_se: Any, generator: Any) -> None:
     if num_batches is not None and not (isinstance(num_batches, int) and num_batches >= 1):
         raise ValueError(f"expected num_batches of at least 1, got {num_batches!r}")
     if target_se is not None and not (isinstance(target_se, float) and 0 < target_se < 1):
         raise ValueError(f"expected target_se between 0 and 1, such as 0.05, got {target_se!r}")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"expected a torch.Generator, got {type(generator).__name__}")
-    device = device_of(model)
-    validate_model(model)
-    chosen = resolve_layers(model, layers)
-    reading = OutputReader(model, likelihood)
-    if generator is None:
-        generator = rank_generator(torch.Generator().manual_seed(0))
-    estimate = _estimator(method, labels, generator)
-    if method == "hooks":
-        check.before_measuring(model, reading.likelihood)
-    measure = BatchEstimator(model, chosen, reading, estimate, labels, generator, device)
-    rows: Rows = SplitOnOOM(measure) if method in BY_EXAMPLE else measure
-    sums = RunningMean()
-    hidden = not progress or rank() > 0
-    with preserve_state(model, loader), tqdm(total=num_batches, desc="tr(F)", unit="batch", disable=hidden) as bar:
-        batches = islice(batches_of(loader), num_batches)
-        for found in across_ranks(Rebatcher(measure, rows, joins=method in BY_EXAMPLE).found(batches)):
-            for one in found:
-                sums.add(*one)
-            bar.update(sums.batches - bar.n)
-            if not hidden:
-                bar.set_postfix_str(_progress(chosen, sums), refresh=False)
-            if target_se is not None and sums.examples >= FEWEST_TO_STOP_AT and sums.within(target_se).all():
-                break
-            if enough is not None and enough(sums):
-                break
-    how = f"{method}/{labels}"
-    likelihood_name = next((name for name in all_gather(reading.name) if name), "")  # a process may have had no batch
-    return _summary(model, chosen, sums, target_se, how, likelihood_name)
 
 
-def _progress(layers: Layers, sums: RunningMean) -> str:
-    error, worst = sums.relative_error().max(dim=0)
+def _worst_error(layers: Layers, mean: RunningMean) -> str:
+    error, worst = mean.relative_error().max(dim=0)
     return f"largest relative error {error:.1%} ({list(layers)[int(worst)]})"
 
 
-def _estimator(method: str, labels: str, generator: torch.Generator) -> Callable[..., Tensor]:
-    """The method's function; a pair of method and labels that makes no sense is refused."""
-    if method == "authors" and labels not in ("argmax", "mc", "empirical"):
-        raise ValueError(
-            f'method="authors" is the gradient of a loss, which has one label an example: choose labels="argmax" (theirs), '
-            f'"mc" or "empirical", not {labels!r}'
-        )
-    functions: dict[str, Callable[..., Tensor]] = {
-        "hooks": hooks.squared_norms,
-        "vmap": vmap.squared_norms,
-        "batch": partial(batch.signed, generator=generator),
-        "authors": batch.authors,
-    }
-    return functions[method]
-
-
-def batches_of(loader: Iterable[Batch]) -> Iterable[Batch]:
-    """The loader's batches; a single batch in its place is refused."""
-    if not isinstance(loader, Iterable):
-        raise TypeError(f"expected a loader, that is batches, got {type(loader).__name__}")
-    one = isinstance(loader, Mapping) and any(isinstance(value, Tensor) for value in loader.values())
-    if isinstance(loader, Tensor) or one:
-        raise ValueError("expected a loader, that is batches, got a single batch: wrap it as [batch]")
-    return loader
-
-
-def _summary(
-    model: nn.Module,
-    layers: Layers,
-    sums: RunningMean,
-    target_se: float | None,
-    estimator: str,
-    likelihood: str,
-) -> FisherTrace:
-    if not sums.rows:
+def _summarize(measurement: Measurement, mean: RunningMean, target_se: float | None) -> FisherTrace:
+    if not mean.rows:
         raise ValueError("the loader gave no batch: expected at least one (a generator can be read only once)")
-    values = sums.values
-    names = tuple(layers)
+    values, names = mean.values, tuple(measurement.layers)
     if not torch.isfinite(values).all():
         bad = [name for name, ok in zip(names, torch.isfinite(values).all(dim=0).tolist(), strict=True) if not ok]
         raise ValueError(
             f"tr(F) is not finite in layer(s) {', '.join(bad)}: gradients overflow there; measure in bfloat16 or float32, "
             "or look at the inputs"
         )
-    trace, se = sums.mean_and_error()
-    within = sums.within(target_se).tolist() if target_se is not None else [True] * len(names)
-    parameters = [[model.get_parameter(name) for name in group] for group in layers.values()]
+    trace, se = mean.mean_and_error()
+    within = mean.within(target_se).tolist() if target_se is not None else [True] * len(names)
+    parameters = [[measurement.model.get_parameter(name) for name in layer] for layer in measurement.layers.values()]
+    likelihoods = all_gather(measurement.reader.name)  # a process may have had no batch
     return FisherTrace(
         layers=names,
         trace=trace,
         se=se,
-        num_params=tuple(sum(p.numel() for p in group) for group in parameters),
-        trainable=tuple(any(p.requires_grad for p in group) for group in parameters),
+        num_params=tuple(sum(p.numel() for p in layer) for layer in parameters),
+        trainable=tuple(any(p.requires_grad for p in layer) for layer in parameters),
         values=values,
-        examples=sums.examples,
-        batches=sums.batches,
-        estimator=estimator,
-        likelihood=likelihood,
+        examples=mean.examples,
+        batches=mean.batches,
+        estimator=f"{measurement.method.name}/{measurement.labels.name}",
+        likelihood=next((name for name in likelihoods if name), ""),
         imprecise=tuple(name for name, precise in zip(names, within, strict=True) if not precise),
+        compared=measurement.check.compared_layers,
     )

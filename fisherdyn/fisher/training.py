@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..layers import Layers
+from ..model_index import ModelIndex
 from .batches import count_examples
-from .capture import LayerCapture, one_row_an_example, side_by_side, watched_in
+from .capture import LayerCapture, capture_layers, concatenate_calls, expand_shared_row
 
 LEAVE_OUT = "leave its layer out with layers="
 
@@ -36,7 +37,7 @@ class _Call:
     version: int
     d: Tensor | None = None
 
-    def see(self, d: Tensor) -> None:
+    def receive(self, d: Tensor) -> None:
         self.d = d.detach() if self.d is None else self.d + d.detach()
 
 
@@ -59,12 +60,12 @@ class TrainingPass:
 
     def __init__(self, model: nn.Module, layers: Layers) -> None:
         self.model, self.layers = model, layers
-        self.watched = watched_in(model, layers)
-        for one in self.watched:
-            if one.rule is None:
+        self.captures = capture_layers(ModelIndex(model), layers)
+        for capture in self.captures:
+            if capture.rule is None:
                 raise ValueError(
-                    f"module {one.name!r} ({type(one.module).__name__}) has no rule, so the training pass does not give its "
-                    f"per-example gradients: {LEAVE_OUT}"
+                    f"module {capture.name!r} ({type(capture.module).__name__}) has no rule, so the training pass "
+                    f"does not give its per-example gradients: {LEAVE_OUT}"
                 )
         for name, module in model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -80,9 +81,9 @@ class TrainingPass:
         self.stop()
         self._passes = []
         self._handles = [self.model.register_forward_pre_hook(self._open, with_kwargs=True, prepend=True)]
-        for one in self.watched:
-            watch = partial(self._watch, one.name)
-            self._handles.append(one.module.register_forward_hook(watch, with_kwargs=True, prepend=True))
+        for capture in self.captures:
+            hook = partial(self._capture_call, capture.name)
+            self._handles.append(capture.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
 
     def stop(self) -> None:
         for handle in self._handles:
@@ -93,27 +94,27 @@ class TrainingPass:
         if torch.is_grad_enabled():
             self._passes.append(_Pass(count_examples(args, kwargs)))
 
-    def _watch(
+    def _capture_call(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor | None:
         if not torch.is_grad_enabled() or not self._passes:
             return None
-        now = self._passes[-1]
+        current = self._passes[-1]
         if not output.requires_grad:
-            now.closed.add(name)
+            current.closed.add(name)
             return None
         a: Tensor = args[0] if args else next(iter(kwargs.values()))
-        found = one_row_an_example(a, output, now.examples)
-        if found is None:
+        rows = expand_shared_row(a, output, current.examples)
+        if rows is None:
             raise ValueError(
-                f"module {name!r} sees {tuple(a.shape)} for a training batch of {now.examples} examples: its gradient is "
-                f"not separable by example; {LEAVE_OUT}"
+                f"module {name!r} sees {tuple(a.shape)} for a training batch of {current.examples} examples: its "
+                f"gradient is not separable by example; {LEAVE_OUT}"
             )
-        a, heard = found
+        a, expanded = rows
         call = _Call(a.detach(), a._version)
-        heard.register_hook(call.see)
-        now.calls.setdefault(name, []).append(call)
-        return None if heard is output else heard
+        expanded.register_hook(call.receive)
+        current.calls.setdefault(name, []).append(call)
+        return None if expanded is output else expanded
 
     @property
     def evaluations(self) -> int:
@@ -135,26 +136,27 @@ class TrainingPass:
         examples = sum(p.examples for p in passes)
         return torch.cat([self._norms(p) for p in passes]) * examples**2
 
-    def _norms(self, one: _Pass) -> Tensor:
-        device = next(calls[0].a.device for calls in one.calls.values())
-        total = torch.zeros(one.examples, len(self.layers), dtype=torch.float64, device=device)
-        for watched in self.watched:
-            found = _module_norms(watched, one)
-            for short, layer in watched.wanted.items():
-                total[:, layer] += torch.nan if found is None else found[short]
+    def _norms(self, training_pass: _Pass) -> Tensor:
+        device = next(calls[0].a.device for calls in training_pass.calls.values())
+        total = torch.zeros(training_pass.examples, len(self.layers), dtype=torch.float64, device=device)
+        for capture in self.captures:
+            norms = _module_norms(capture, training_pass)
+            for short, layer in capture.layer_of.items():
+                total[:, layer] += torch.nan if norms is None else norms[short]
         return total
 
 
-def _module_norms(watched: LayerCapture, one: _Pass) -> dict[str, Tensor] | None:
-    calls, rule = one.calls.get(watched.name, []), watched.rule
-    if not calls or rule is None or watched.name in one.closed:
+def _module_norms(capture: LayerCapture, training_pass: _Pass) -> dict[str, Tensor] | None:
+    """Squared norms (examples,) of each measured parameter; None where no gradient comes to the module."""
+    calls, rule, examples = training_pass.calls.get(capture.name, []), capture.rule, training_pass.examples
+    if not calls or rule is None or capture.name in training_pass.closed:
         return None
     inputs, gradients = [], []
     for call in calls:
         if call.d is None or call.a._version != call.version:
             raise ValueError(
-                f"module {watched.name!r}: its input or output is changed in place, or does not reach the loss: {LEAVE_OUT}"
+                f"module {capture.name!r}: its input or output is changed in place, or does not reach the loss: {LEAVE_OUT}"
             )
-        inputs.append(rule.inputs(watched.module, call.a))
-        gradients.append(rule.gradients(watched.module, call.d))
-    return rule.norms(watched.module, side_by_side(inputs, one.examples), side_by_side(gradients, one.examples))
+        inputs.append(rule.inputs(capture.module, call.a))
+        gradients.append(rule.gradients(capture.module, call.d))
+    return rule.norms(capture.module, concatenate_calls(inputs, examples), concatenate_calls(gradients, examples))

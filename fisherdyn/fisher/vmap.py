@@ -1,4 +1,4 @@
-"""Per-example squared gradient norms by torch.func: any module, no rules, at the price of forming every gradient.
+"""method="vmap": per-example squared gradient norms by torch.func, for any module, at the price of forming every gradient.
 
 vmap over examples of a vector-Jacobian product. The norm is taken inside the mapped function, so that one chunk's
 gradients, not the whole batch's, are alive at a time. Unbiased given the cotangents. Cost: forward, backward and
@@ -11,74 +11,107 @@ attn_implementation="eager". Neither can recurrent layers, checkpointing and cus
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..layers import Layers
+from ..labels import LabelMode
 from ..likelihoods import to_unit_size
-from .batches import count_examples
-from .model_state import call_with
+from .batches import ModelCall
+from .capture import Signature
+from .model_state import call_with_weights
 from .replay import same_up_to_rounding
 
 CHUNK = 8
+"""Examples whose gradients are alive at a time."""
 
 
-def squared_norms(
-    model: nn.Module,
-    args: tuple[Tensor, ...],
-    kwargs: Mapping[str, Any],
-    layers: Layers,
-    outputs: Callable[[Any], Tensor],
-    cotangents: Callable[[Tensor], Iterable[Tensor]],
-) -> Tensor:
-    """sum over c of ||J_l^T c||^2 for each example and layer: (examples, layers). As `hooks.squared_norms`."""
-    count_examples(args, kwargs)
-    with torch.no_grad():
-        together = outputs(model(*args, **kwargs))
-        scaled = [to_unit_size(column) for column in cotangents(together)]
-        columns = torch.stack([unit for unit, _ in scaled], dim=1).to(together.dtype)
-        squares = torch.stack([size.square() for _, size in scaled], dim=1)
-    wanted = {name: model.get_parameter(name).detach() for names in layers.values() for name in names}
+class VMap:
+    """Sees tied weights and weights that are used outside their module's call."""
 
-    batched = {key: 0 if isinstance(v, Tensor) and v.ndim > 0 else None for key, v in kwargs.items()}
+    name = "vmap"
+    per_example = True
+    needs_check = False
 
-    def one_example(
-        args: tuple[Tensor, ...], kwargs: dict[str, Any], columns: Tensor, squares: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        def logits(weights: dict[str, Tensor]) -> Tensor:
-            one = {key: v[None] if batched[key] == 0 else v for key, v in kwargs.items()}
-            output = call_with(model, weights, tuple(x[None] for x in args), one)
-            return outputs(output)[0]
+    def validate_labels(self, labels: LabelMode) -> None:
+        """Takes any."""
 
-        alone, pull_back = torch.func.vjp(logits, wanted)[:2]
-        total = torch.zeros(len(layers), dtype=torch.float64, device=columns.device)
-        for column, square in zip(columns, squares, strict=True):
-            gradient = pull_back(column)[0]
-            sums = [sum(gradient[name].abs().double().square().sum() for name in names) for names in layers.values()]
-            total = total + square * torch.stack(sums)
-        return total, alone
+    @contextmanager
+    def forward(self, call: ModelCall) -> Iterator[_MappedPass]:
+        yield _MappedPass(call)
 
-    # The outer level only: torch.func differentiates on a level of its own.
-    with torch.no_grad(), warnings.catch_warnings():
-        # Some operations are mapped one example at a time: slower, and no less right.
-        warnings.filterwarnings("ignore", message="There is a performance drop")
+
+class _MappedPass:
+    folded = False
+
+    def __init__(self, call: ModelCall) -> None:
+        self.call, self.kind = call, type(call.model.model).__name__
+        _ = call.examples  # inputs that share no batch dimension are refused before the model is run
+        with torch.no_grad():
+            self.logits = call.logits()
+        self.signatures: Sequence[Signature] = [None] * len(call.layers)
+
+    def squared_norms(self, cotangents: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """As `methods.ForwardPass` has it; also compares each example's logits alone with those in the batch."""
+        scaled = [to_unit_size(cotangent) for cotangent in cotangents]
+        columns = torch.stack([unit for unit, _ in scaled], dim=1).to(self.logits.dtype)
+        sizes = torch.stack([size for _, size in scaled])
+        # The outer level only: torch.func differentiates on a level of its own.
+        with torch.no_grad(), warnings.catch_warnings():
+            # Some operations are mapped one example at a time: slower, and no less right.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            norms, alone = self._map(columns)
+        if not same_up_to_rounding(self.logits, alone):
+            raise ValueError(
+                f"{self.kind} gives other logits for an example alone than in a batch: it mixes examples (statistics of "
+                "the batch, attention between examples), and a gradient of one example does not exist"
+            )
+        return sizes.square()[..., None] * norms.transpose(0, 1)
+
+    def _map(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared norms (examples, cotangents, layers) of unit cotangents, and each example's logits alone."""
+        mapped_kwargs = {
+            name: 0 if isinstance(x, Tensor) and x.ndim > 0 else None for name, x in self.call.kwargs.items()
+        }
+        one_example = _OneExample(self.call, mapped_kwargs)
         try:
-            mapped = torch.func.vmap(one_example, in_dims=(0, batched, 0, 0), chunk_size=CHUNK)
-            norms, alone = mapped(args, dict(kwargs), columns, squares)
+            mapped = torch.func.vmap(one_example, in_dims=(0, mapped_kwargs, 0), chunk_size=CHUNK)
+            return mapped(self.call.args, dict(self.call.kwargs), columns)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # the forward pass above went through: it is torch.func that cannot
+        except RuntimeError as error:  # the model's own forward pass went through: it is torch.func that cannot
             raise ValueError(
-                f"torch.func cannot map {type(model).__name__} ({str(error).splitlines()[0][:120]}): for Hugging Face's "
-                'attention load it with attn_implementation="eager"; else use method="hooks", or method="batch" with '
-                "batches of one example, which is plain autograd"
+                f"torch.func cannot map {self.kind} ({str(error).splitlines()[0][:120]}): for Hugging Face's attention "
+                'load it with attn_implementation="eager"; else use method="hooks", or method="batch" with batches of one '
+                "example, which is plain autograd"
             ) from error
-    if not same_up_to_rounding(together, alone):
-        raise ValueError(
-            f"{type(model).__name__} gives other logits for an example alone than in a batch: it mixes examples (statistics "
-            "of the batch, attention between examples), and a gradient of one example does not exist"
-        )
-    return norms
+
+
+class _OneExample:
+    """What vmap maps: an example's inputs and cotangents -> its squared norms (cotangents, layers) and logits."""
+
+    def __init__(self, call: ModelCall, mapped_kwargs: dict[str, int | None]) -> None:
+        self.call, self.mapped_kwargs = call, mapped_kwargs
+        self.weights = {
+            name: call.model.get_parameter(name).detach() for names in call.layers.values() for name in names
+        }
+
+    def __call__(self, args: tuple[Tensor, ...], kwargs: dict[str, Any], columns: Tensor) -> tuple[Tensor, Tensor]:
+        def logits(weights: dict[str, Tensor]) -> Tensor:
+            batch_of_one = {name: x[None] if self.mapped_kwargs[name] == 0 else x for name, x in kwargs.items()}
+            output = call_with_weights(self.call.model, weights, tuple(x[None] for x in args), batch_of_one)
+            return self.call.reader(output)[0]
+
+        alone, pull_back = torch.func.vjp(logits, self.weights)[:2]
+        rows = []
+        for column in columns:
+            gradient = pull_back(column)[0]
+            sums = [
+                sum(gradient[name].abs().double().square().sum() for name in names)
+                for names in self.call.layers.values()
+            ]
+            rows.append(torch.stack(sums))
+        return torch.stack(rows), alone

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import xarray as xr
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..fisher.batches import Batch
+from ..fisher.trace import LabelName
+from ..labels import LabelMode
 from ..layers import LayerChoice, resolve_layers
 from ..likelihoods import Likelihood
 from ..policies import Policy
 from ..probing import Loaders
-from ..recording.recorder import Recorder
+from ..recording.recorder import Recorder, RecorderOptions
 from ..schedule import Unfreezing
 from ..selection import reshuffled
 
@@ -22,9 +24,10 @@ from ..selection import reshuffled
 class Recording:
     """A Recorder that is made when training begins."""
 
-    def __init__(self, loader: Loaders, **options: Any) -> None:
+    def __init__(self, loader: Loaders, **options: Unpack[RecorderOptions]) -> None:
         self.loader, self.options = loader, options
         self.recorder: Recorder | None = None
+        self._losses: list[Tensor] = []
 
     @property
     def dataset(self) -> xr.Dataset:
@@ -32,6 +35,27 @@ class Recording:
         if self.recorder is None:
             raise ValueError("nothing is recorded yet: training has not begun")
         return self.recorder.dataset
+
+    def hear_loss(self, loss: Tensor) -> None:
+        """Keeps the loss of a batch until its update is made."""
+        self._losses.append(loss.detach())
+
+    def log_losses(self) -> None:
+        """Logs the losses of an update after it, as a loop of one's own does: a record has those of the updates before."""
+        assert self.recorder is not None
+        for loss in self._losses:
+            self.recorder.log(train_loss=loss)
+        self._losses.clear()
+
+
+class ScheduleOptions(TypedDict, total=False):
+    """Options of `UnfreezingCallback`: see `Unfreezing.attach`."""
+
+    layers: LayerChoice
+    loader: Iterable[Batch] | None
+    labels: LabelName | LabelMode
+    likelihood: Likelihood | str | None
+    seed: int
 
 
 class Scheduled:
@@ -44,12 +68,11 @@ class Scheduled:
         *,
         layers: LayerChoice = None,
         loader: Iterable[Batch] | None = None,
-        timing: str = "prose",
-        labels: str = "rademacher",
+        labels: LabelName | LabelMode = "rademacher",
         likelihood: Likelihood | str | None = None,
         seed: int = 0,
     ) -> None:
-        self.policy, self.interval, self.timing, self.seed = policy, interval, timing, seed
+        self.policy, self.interval, self.seed = policy, interval, seed
         self.layers, self.loader, self.labels, self.likelihood = layers, loader, labels, likelihood
         self.unfreezing: Unfreezing | None = None
 
@@ -58,7 +81,7 @@ class Scheduled:
     ) -> Unfreezing:
         """The schedule, attached; FUN is measured on the training set, in an order of its own, where no loader is named."""
         layers = resolve_layers(model, self.layers)
-        unfreezing = Unfreezing(self.policy, layers, self.interval, timing=self.timing, seed=self.seed)
+        unfreezing = Unfreezing(self.policy, layers, self.interval, seed=self.seed)
         loader = self.loader
         if loader is None and self.policy.scoring is not None:
             loader = reshuffled(train_loader, batch_size, self.seed)

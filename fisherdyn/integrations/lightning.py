@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -12,15 +12,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..policies import Policy
 from ..probing import Loaders
-from ..recording.recorder import Recorder
-from .common import Recording, Scheduled
+from ..recording.recorder import Recorder, RecorderOptions
+from .common import Recording, Scheduled, ScheduleOptions
 
 
 class FisherCallback(Recording, Callback):
     """`Recorder` in a Lightning Trainer: `Trainer(callbacks=[callback])`, and after fit(), `callback.dataset`.
 
     The training loss is what training_step returns. Training that goes on from a checkpoint goes on at its step: give
-    `resume=` the store of the run that was cut short.
+    `resume=` the file of the run that was cut short.
 
     Args:
         loader: what tr(F) is measured on.
@@ -33,7 +33,7 @@ class FisherCallback(Recording, Callback):
             several optimizers.
     """
 
-    def __init__(self, loader: Loaders, *, module: str = "", **options: Any) -> None:
+    def __init__(self, loader: Loaders, *, module: str = "", **options: Unpack[RecorderOptions]) -> None:
         super().__init__(loader, **options)
         self.module = module
 
@@ -50,13 +50,19 @@ class FisherCallback(Recording, Callback):
         part = pl_module.get_submodule(self.module)
         recorder = Recorder(part, self.loader, **self.options)
         self.recorder = recorder.attach(trainer.optimizers[0], step=trainer.global_step)
+        self._logged_at = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if self.recorder is not None and isinstance(loss, Tensor):
-            self.recorder.log(train_loss=loss)
+        if self.recorder is None:
+            return
+        if isinstance(loss, Tensor):
+            self.hear_loss(loss)
+        if trainer.global_step > self._logged_at:
+            self.log_losses()
+            self._logged_at = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.recorder is not None:
@@ -74,7 +80,7 @@ class UnfreezingCallback(Scheduled, Callback):
     strategy="ddp_find_unused_parameters_true". The decisions are in Lightning's checkpoints and taken up from them.
 
     Args:
-        policy, interval, timing, seed: see `Unfreezing`.
+        policy, interval, seed: see `Unfreezing`.
         module: the path in the LightningModule of the model whose layers open, which returns logits; "": itself.
         layers: of that model; see `resolve_layers`.
         loader: what FUN is measured on; None: the training set, in an order of its own.
@@ -88,7 +94,14 @@ class UnfreezingCallback(Scheduled, Callback):
             with another; a strategy that does not look for unused parameters, or that flattens or splits them.
     """
 
-    def __init__(self, policy: Policy, interval: int | Sequence[int], *, module: str = "", **options: Any) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        interval: int | Sequence[int],
+        *,
+        module: str = "",
+        **options: Unpack[ScheduleOptions],
+    ) -> None:
         super().__init__(policy, interval, **options)
         self.module = module
         self._saved: dict[str, Any] | None = None

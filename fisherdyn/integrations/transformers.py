@@ -19,7 +19,7 @@ class FisherCallback(Recording, TrainerCallback):
     """`Recorder` in a Trainer: `Trainer(..., callbacks=[callback])`, and after train(), `callback.dataset`.
 
     The training loss is that which the model itself returns for its batches. Training that goes on from a checkpoint
-    goes on at its step: give `resume=` the store of the run that was cut short.
+    goes on at its step: give `resume=` the file of the run that was cut short.
 
     Args:
         loader: what tr(F) is measured on.
@@ -49,9 +49,12 @@ class FisherCallback(Recording, TrainerCallback):
             if module.training and isinstance(loss, Tensor):
                 # A loss that was divided by the number of items of the whole update is a part of it, not a mean.
                 parts = args.gradient_accumulation_steps if kwargs.get("num_items_in_batch") is not None else 1
-                recorder.log(train_loss=loss.mean() * parts)
+                self.hear_loss(loss.mean() * parts)
 
         self._listener = recorder.model.register_forward_hook(listen, with_kwargs=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.log_losses()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._listener is not None:
@@ -68,7 +71,7 @@ class UnfreezingCallback(Scheduled, TrainerCallback, ExportableState):
     `train(resume_from_checkpoint=...)`.
 
     Args:
-        policy, interval, timing, seed: see `Unfreezing`.
+        policy, interval, seed: see `Unfreezing`.
         layers: see `resolve_layers`.
         loader: what FUN is measured on; None: the training set, in an order of its own.
         labels, likelihood: see `fisher_trace`.

@@ -1,1 +1,1 @@
-"""The rooms around fit()'s loop: what it reads, how it computes, what it writes down, and where it can go on from."""
+"""The rooms around fit()'s loop: what it reads, how it computes, when it stops, what it reached, and its checkpoints."""

@@ -1,69 +1,112 @@
-"""Checkpoints: one folder a step, tensors in safetensors and the rest in JSON, there whole or not at all."""
+"""Checkpoints: everything that a run's future depends on, in one file a step, there whole or not at all."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-TENSORS, REST = "tensors.safetensors", "state.json"
+from ..settings import Checkpoints
+from .executor import Executor
+
 KEPT = 2
-"""Checkpoints that are kept: the newest, and the one before, should a disk have lied."""
-_NAME = re.compile(r"step-(\d{9})")
+"""Checkpoints that are kept: the newest, and the one before in case the newest is corrupt."""
+_NAME = re.compile(r"step-(\d{9})\.pt")
 
 
-@dataclass
-class Checkpoint:
-    """A moment of a run.
+class Stateful(Protocol):
+    """What a checkpoint saves and puts back."""
 
-    Attributes:
-        step: updates done; nothing of this step's own (selection, record, evaluation) is in it yet.
-        tensors: "kind/name" -> tensor.
-        rest: what JSON has types for. Python writes floats so that they are read back to the bit.
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+class Checkpointer:
+    """Saves the parts of a run, and puts them back.
+
+    Args:
+        settings: where, and how often; None: nothing is saved.
+        identity: what must be the same for a run to go on, by name.
+        parts: what a run consists of, by name; put back in this order.
+        executor: process 0 writes.
     """
 
-    step: int
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    rest: dict[str, Any] = field(default_factory=dict)
+    def __init__(
+        self,
+        settings: Checkpoints | None,
+        identity: Mapping[str, str],
+        parts: Mapping[str, Stateful],
+        executor: Executor,
+    ) -> None:
+        self.settings, self.identity, self.parts, self.executor = settings, dict(identity), parts, executor
+        self._started_at = 0
 
-    def add(self, kind: str, tensors: dict[str, Tensor]) -> None:
-        self.tensors |= {f"{kind}/{name}": tensor for name, tensor in tensors.items()}
+    def save(self, step: int) -> None:
+        """Where it is due. Call it before anything of this step has happened."""
+        if self.settings is None or step == self._started_at or step % self.settings.every:
+            return
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        if self.executor.process == 0:
+            write(self.settings.folder, step, {"step": step, "identity": self.identity, "parts": states})
+        self.executor.wait()
 
-    def get(self, kind: str) -> dict[str, Tensor]:
-        found = ((name.partition("/"), tensor) for name, tensor in self.tensors.items())
-        return {name: tensor for (of, _, name), tensor in found if of == kind}
+    def resume(self) -> int:
+        """Puts the newest checkpoint back, where there is one.
 
-    def write(self, folder: Path) -> Path:
-        """Writes beside its place, to the disk, and then moves there; older ones than the last two are deleted."""
-        place = folder / f"step-{self.step:09d}"
-        beside = folder / f".{place.name}.{os.getpid()}"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        try:
-            save_file(
-                {name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}, beside / TENSORS
-            )
-            (beside / REST).write_text(json.dumps({"step": self.step, **self.rest}))
-            for path in (beside / TENSORS, beside / REST, beside):
-                _to_disk(path)
-            shutil.rmtree(place, ignore_errors=True)
-            beside.rename(place)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
-        _to_disk(folder)
-        for old in checkpoints(folder)[:-KEPT]:
-            shutil.rmtree(old)
-        return place
+        Returns:
+            The step to go on with.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or of another run; the message says what differs.
+        """
+        saved = newest(self.settings.folder) if self.settings is not None else None
+        if saved is None:
+            return 0
+        was = saved["identity"]
+        differing = [
+            f"{name} {was.get(name)}, not {now}" for name, now in self.identity.items() if was.get(name) != now
+        ]
+        if differing:
+            raise self._another_run("; ".join(differing[:6]))
+        for name, part in self.parts.items():
+            try:
+                part.load_state_dict(saved["parts"][name])
+            except ValueError as error:
+                raise self._another_run(str(error)) from error
+        self._started_at = int(saved["step"])
+        return self._started_at
+
+    def _another_run(self, difference: str) -> ValueError:
+        assert self.settings is not None
+        return ValueError(
+            f"{self.settings.folder} holds a checkpoint of another run: it has {difference}. Choose another folder, or "
+            "delete it to start again"
+        )
+
+
+def write(folder: Path, step: int, content: dict[str, Any]) -> Path:
+    """Writes beside its place, to the disk, and then renames; checkpoints older than the last two are deleted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f"step-{step:09d}.pt"
+    beside = folder / f".{place.name}.{uuid.uuid4().hex}"
+    try:
+        with beside.open("xb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, place)
+    finally:
+        beside.unlink(missing_ok=True)
+    _flush_folder(folder)
+    for old in checkpoints(folder)[:-KEPT]:
+        old.unlink()
+    return place
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -74,41 +117,28 @@ def checkpoints(folder: Path) -> list[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: expected a folder for checkpoints")
-    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+    return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in a folder; None where there is none.
+def newest(folder: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint in a folder holds, on the CPU; None where there is none.
 
     Raises:
         ValueError: it is damaged.
     """
-    found = checkpoints(folder)
-    if not found:
+    saved = checkpoints(folder)
+    if not saved:
         return None
     try:
-        rest = json.loads((found[-1] / REST).read_text())
-        return Checkpoint(rest.pop("step"), load_file(found[-1] / TENSORS), rest)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{found[-1]} is damaged ({error}): delete it to go on from the one before") from error
+        content = torch.load(saved[-1], map_location="cpu", weights_only=True)
+        return {key: content[key] for key in ("step", "identity", "parts")}
+    except Exception as error:  # whatever torch.load makes of a broken file
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{saved[-1]} is damaged ({reason}): delete it to go on from the one before") from error
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name; a layer that never opened has none. `names` is by the parameter's id."""
-    state = optimizer.state.items()
-    return {f"{names[id(p)]}/{key}": value for p, own in state for key, value in own.items()}
-
-
-def set_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]
-) -> None:
-    for name, value in tensors.items():
-        parameter, _, key = name.rpartition("/")
-        optimizer.state[parameters[parameter]][key] = value.to(parameters[parameter].device)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..fisher.batches import generators_of
+from .executor import Executor
 
 State = dict[str, Tensor]
 """Random states by name, as bytes."""
@@ -23,26 +24,24 @@ class Feed:
     reads, and drops, as many.
     """
 
-    def __init__(
-        self, loader: Iterable[dict[str, Tensor]], device: torch.device, process: int = 0, processes: int = 1
-    ) -> None:
-        self.loader, self.device = loader, device
-        self.process, self.processes = process, processes
-        self.began = random_states(loader)
-        self.read = 0
+    def __init__(self, loader: Iterable[dict[str, Tensor]], executor: Executor) -> None:
+        self.loader, self.executor = loader, executor
+        self._began = random_states(loader)
+        self._read = 0
         self._reading: Iterator[dict[str, Tensor]] = iter(())
 
     def take(self, batches: int) -> Iterator[dict[str, Tensor]]:
         """This process's next batches: of P processes, each takes every P-th."""
-        for i in range(batches * self.processes):
+        process, processes = self.executor.process, self.executor.processes
+        for i in range(batches * processes):
             batch = self._next()
-            if i % self.processes == self.process:
-                yield {name: value.to(self.device) for name, value in batch.items()}
+            if i % processes == process:
+                yield {name: value.to(self.executor.device) for name, value in batch.items()}
 
     def _next(self) -> dict[str, Tensor]:
         batch = next(self._reading, None)
         if batch is None:
-            self.began, self.read = random_states(self.loader), 0
+            self._began, self._read = random_states(self.loader), 0
             self._reading = iter(self.loader)
             batch = next(self._reading, None)
             if batch is None:
@@ -54,17 +53,24 @@ class Feed:
                 f"expected batches that are dicts by argument name, got {type(batch).__name__}: for other loops there is "
                 "fisherdyn.Unfreezing"
             )
-        self.read += 1
+        self._read += 1
         return dict(batch)
 
-    def go_to(self, began: State, read: int) -> None:
-        """Reads on from a place; the random states are those of the place's reading, and the caller's to set."""
-        set_random_states(began, self.loader)
-        self.began, self.read = began, read
-        if read:
+    def state_dict(self) -> dict[str, Any]:
+        """The place of every process, and its random states now."""
+        mine = {"began": self._began, "read": self._read, "now": random_states(self.loader)}
+        return {"processes": self.executor.gather(mine)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Reads on from this process's place, with its random states."""
+        mine = state["processes"][self.executor.process]
+        set_random_states(mine["began"], self.loader)
+        self._began, self._read = mine["began"], mine["read"]
+        if self._read:
             self._reading = iter(self.loader)
-            for _ in range(read):
+            for _ in range(self._read):
                 next(self._reading)
+        set_random_states(mine["now"], self.loader)
 
 
 def random_states(loader: Iterable[Any]) -> State:

@@ -1,50 +1,48 @@
-"""Stopping: early stopping and the best checkpoint, by the source's development metric and nothing else."""
+"""EarlyStopping: when to stop, and which weights were best, by the source's development metric and nothing else."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
+from .weights import TrainedWeights
 
 
-class Stopping:
-    """What the source says.
+class EarlyStopping:
+    """Follows the source metric from record to record.
 
     Args:
-        weights: what a checkpoint of the model consists of, by name; the tensors themselves.
+        weights: what is kept of the best record.
         patience: records in a row without a better source metric before training stops; None: never.
-        restore: keep the weights of the best record (the first, of equals), for the end.
+        keep_best: keep the weights of the best record (the first, of equals).
 
     Attributes:
-        best, best_step: the highest source metric so far, and when it was.
+        best, best_step: the highest source metric so far, and its step.
     """
 
-    def __init__(self, weights: dict[str, Tensor], patience: int | None, restore: bool) -> None:
-        if patience is not None and patience < 1:
-            raise ValueError(f"expected patience of at least 1 record, got {patience}")
-        self.weights, self.patience, self.restore = weights, patience, restore
-        self.best, self.best_step, self.since = float("-inf"), -1, 0
-        self.kept: dict[str, Tensor] = {}
+    def __init__(self, weights: TrainedWeights, patience: int | None, keep_best: bool) -> None:
+        self.weights, self.patience, self.keep_best = weights, patience, keep_best
+        self.best, self.best_step = float("-inf"), -1
+        self._since = 0
+        self._kept: dict[str, Any] = {}
 
-    def see(self, step: int, metric: float) -> bool:
+    def should_stop(self, step: int, metric: float) -> bool:
         """Notes a source metric; whether to stop."""
         if metric > self.best:
-            self.best, self.best_step, self.since = metric, step, 0
-            if self.restore:
-                self.kept = {name: weight.detach().clone() for name, weight in self.weights.items()}
+            self.best, self.best_step, self._since = metric, step, 0
+            if self.keep_best:
+                self._kept = self.weights.state_dict()
         else:
-            self.since += 1
-        return self.patience is not None and self.since >= self.patience
+            self._since += 1
+        return self.patience is not None and self._since >= self.patience
 
-    @torch.no_grad()
-    def put_best_back(self) -> None:
-        for name, weight in self.kept.items():
-            self.weights[name].copy_(weight)
+    def restore_best(self) -> None:
+        """Puts the weights of the best record back, where they were kept."""
+        if self._kept:
+            self.weights.load_state_dict(self._kept)
 
-    def state(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "since": self.since}
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step, "since": self._since, "kept": self._kept}
 
-    def load(self, state: dict[str, Any], kept: dict[str, Tensor]) -> None:
-        self.best, self.best_step, self.since = state["best"], state["best_step"], state["since"]
-        self.kept = {name: weight.to(self.weights[name].device) for name, weight in kept.items()}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.best_step, self._since = state["best"], state["best_step"], state["since"]
+        self._kept = state["kept"]

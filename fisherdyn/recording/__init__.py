@@ -1,1 +1,1 @@
-"""A training run recorded along its steps: recorder (the hooks), cadence, gauges, ledger, and the growing store."""
+"""A training run recorded along its steps: recorder (hooks), cadence, gauges, logged means, buffer, file."""

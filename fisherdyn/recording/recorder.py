@@ -1,11 +1,13 @@
-"""Recorder: tr(F) of every layer while a model trains, and nothing about the training changed by a bit."""
+"""Recorder: tr(F) of every layer while a model trains. Training stays the same, bit for bit."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -15,15 +17,30 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .. import probing, record
-from ..fisher.distributed import all_gather, rank, rank_generator, shard
-from ..fisher.model_state import device_of, preserve_state
-from ..fisher.trace import FisherTrace
+from ..fisher.distributed import all_gather, rank_generator, shard
+from ..fisher.model_state import device_of, preserve_state, unwrap
+from ..fisher.trace import FisherTrace, TraceOptions
 from ..fisher.training import TrainingPass
-from ..layers import LayerChoice, resolve_layers
-from ..likelihoods import Likelihood
+from ..layers import resolve_layers
+from ..model_index import ModelIndex
+from ..validation import Natural, Whole, check
 from . import gauges
+from .buffer import RecordBuffer
 from .cadence import Cadence
-from .ledger import RecordBuffer
+from .file import RecordFile
+from .logged import LoggedMeans
+
+
+class RecorderOptions(TraceOptions, total=False):
+    """Options of `Recorder` that callbacks pass on."""
+
+    every: int | None
+    steps: Iterable[int] | None
+    empirical: bool
+    seed: int | None
+    path: str | Path | None
+    resume: str | Path | None
+    attrs: Mapping[str, Any] | None
 
 
 class Recorder:
@@ -31,35 +48,37 @@ class Recorder:
 
     A record at step t holds the state before update t (tr(F), weight norms, which layers are open), what update t then did
     (gradient norms after any clipping, learning rates, size), and the mean of whatever was logged since the record before.
-    Step 0 is the model as it was when training began. `close` adds the state after the last update, which none follows.
+    Step 0 is the model as it was when training began. `close` adds the state after the last update.
 
-        with fisherdyn.Recorder(model, loader, every=100).attach(optimizer) as rec:
+        with fisherdyn.Recorder(model, loader, every=100).attach(optimizer) as recorder:
             ...  # train as you always do
-        rec.dataset
+        recorder.dataset
 
-    Training is left as it was to the bit: weights, optimizer, random states, order of the data.
+    Training stays the same to the bit: weights, optimizer, random states, order of the data.
 
     Args:
-        model: the one that is trained. What DistributedDataParallel or torch.compile wrapped is measured without it.
+        model: the model that is trained. Inside DistributedDataParallel or torch.compile it is measured without the wrapper.
         loader: what tr(F) is measured on, read anew at every record: batches of inputs, labels unused; or a dict of
             loaders, which adds the dimension `loader`. In several processes each is given the whole loader and measures
             its share, and rank 0 writes.
-        every: steps between records, 100 if nothing is said; the state at `close` is recorded too.
+        every: steps between records (default 100); the state at `close` is recorded too.
         steps: instead of `every`, the steps to record, such as `log_spaced(10_000)`.
-        layers, likelihood, labels, method, num_batches: of `fisher_trace`.
         empirical: also record the empirical Fisher's trace on the training batch, from training's own backward pass; for
             losses that are means over examples and are not scaled (GradScaler); see `fisher.training`.
-        seed: of the label noise, which is the same at every record: curves differ by the model alone.
-        path: a zarr store, saved to as it grows. A killed run loses at most the record being written.
-        resume: such a store, to go on from; then say where training goes on: `attach(optimizer, step=...)`.
+        seed: of the label noise (default 0), which is then the same at every record: curves differ by the model alone.
+        path: a NetCDF file, saved at every record. A killed run loses at most the record being written.
+        resume: such a file, to go on from; then say where training goes on: `attach(optimizer, step=...)`.
         attrs: what else made the run, such as {"seed": 3, "lr": 1e-3}, for the record's attributes.
+        **options: see `fisher_trace`: layers, likelihood, labels, method, num_batches, check, generator. A `generator`
+            takes the place of `seed`; its label noise is new at every record. By default, `check` compares the estimator
+            with plain autograd at the 1st, 2nd, 4th, 8th, ... record, and at every record while a layer is not compared.
 
-    Cost: what `fisher_trace` costs at each record, with a copy of the measured weights for the length of an update; at all
-    other steps two calls that count.
+    Cost: what `fisher_trace` costs at each record, and a copy of the measured weights during that update; at all other
+    steps two calls that count.
 
     Raises:
-        ValueError: wrong arguments, each with what to do; a loader that can be read only once; a path that is a file or
-            holds something; a record to resume that has other layers or another configuration.
+        ValueError: wrong arguments, each with what to do; a loader that can be read only once; a path that does not end in
+            .nc or is taken; a record to resume that has other layers or another configuration.
     """
 
     def __init__(
@@ -69,57 +88,50 @@ class Recorder:
         *,
         every: int | None = None,
         steps: Iterable[int] | None = None,
-        layers: LayerChoice = None,
-        likelihood: Likelihood | str | None = None,
-        labels: str = "rademacher",
-        method: str = "hooks",
-        num_batches: int | None = None,
         empirical: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         path: str | Path | None = None,
         resume: str | Path | None = None,
         attrs: Mapping[str, Any] | None = None,
+        **options: Unpack[TraceOptions],
     ) -> None:
         self.cadence = Cadence.of(every, steps)
-        self.model = probing.bare(model)
-        self.layers = resolve_layers(self.model, layers)
+        self.model = unwrap(model)
+        self.layers = options["layers"] = resolve_layers(self.model, options.get("layers"))
         self.updates = 0
         """Updates made so far: the step that is now."""
-        self._loaders = probing.loaders(loader)
-        for one in self._loaders.values():
-            probing.require_reiterable(one)
-        self._options: dict[str, Any] = {
-            "likelihood": likelihood,
-            "labels": labels,
-            "method": method,
-            "num_batches": num_batches,
-        }
+        self._loaders = probing.loaders_by_name(loader)
+        for source in self._loaders.values():
+            probing.require_reiterable(source)
+        self._options = options
+        self._seed, self._generator = _label_noise(seed, options.pop("generator", None))
+        self._uncompared = set(self.layers)
+        method = options.get("method", "hooks")
         if empirical and method != "hooks":
             raise ValueError(f'empirical=True needs method="hooks", which checks the same modules, got {method!r}')
         self._training = TrainingPass(self.model, self.layers) if empirical else None
-        self._seed = seed
         self._parameters = [[self.model.get_parameter(name) for name in names] for names in self.layers.values()]
-        self._logged = _Means()
-        self._lost = resume is not None
-        """Whether a record goes on, and nobody has said where."""
-        self._told = False
+        self._logged = LoggedMeans()
+        self._position_unknown = resume is not None
+        self._saw_updates = False
         """Whether anybody has told of updates: by attach, step or go_on_at."""
         self._handles: list[RemovableHandle] = []
+        self._update: FrameType | None = None
+        """The call of the optimizer's step that is running."""
         self._row: dict[str, Any] | None = None
-        self._how: dict[str, Any] = {}
+        self._provenance: dict[str, Any] = {}
         self._weights: gauges.Groups = []
-        self._ledger = RecordBuffer(
+        self._buffer = RecordBuffer(
             {name: sum(p.numel() for p in group) for name, group in zip(self.layers, self._parameters, strict=True)},
-            [name for name in self._loaders if name != probing.ONLY],
+            [name for name in self._loaders if name != probing.UNNAMED],
             {
                 **dict(attrs or {}),
                 "recorded": str(self.cadence),
-                "label_seed": seed,
+                "label_seed": self._seed,
                 "device": str(device_of(self.model)),
             },
-            _place("path", path),
-            _place("resume", resume),
-            writes=rank() == 0,
+            _file(path, resume),
+            resume=resume is not None,
         )
 
     def attach(self, optimizer: Optimizer, *, step: int | None = None) -> Recorder:
@@ -139,37 +151,37 @@ class Recorder:
             raise ValueError("the optimizer holds no parameter of the layers: attach the one that trains this model")
         if step is not None:
             self.go_on_at(step)
-        self._refuse_if_lost()
+        self._require_position()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
         ]
-        self._told = True
+        self._saw_updates = True
         self._listen()
         return self
 
     def go_on_at(self, step: int) -> None:
         """Says that `step` updates were made before; later records are forgotten and made again."""
-        self.updates = step
-        self._ledger.cut(step)
-        self._lost, self._told = False, True
+        self.updates = check("step", step, Natural)
+        self._buffer.cut(self.updates)
+        self._position_unknown, self._saw_updates = False, True
 
     def step(self) -> None:
         """For loops whose optimizer cannot be attached to: call it right before each update."""
         if self._handles:
             raise ValueError(
-                "this recorder is attached to an optimizer, which calls it by itself: leave out rec.step()"
+                "this recorder is attached to an optimizer, which calls it by itself: leave out recorder.step()"
             )
         if self._training is not None:
             raise ValueError(
                 "empirical=True listens to training's passes and must know when they begin: attach(optimizer)"
             )
-        self._refuse_if_lost()
-        if self.cadence.due(self.updates):
-            self._row = self._state()
+        self._require_position()
+        self._saw_updates = True
+        step, self.updates = self.updates, self.updates + 1  # counted also where the record cannot be saved
+        if self.cadence.due(step):
+            self._row = self._state(step)
             self._finish({"gradient_norm": gauges.norms(gauges.gradients(self._parameters))})
-        self.updates += 1
-        self._told = True
 
     def log(self, **values: float | Tensor) -> None:
         """Numbers to be recorded along `step`, by name: `train_loss`, or a metric of your own.
@@ -178,24 +190,23 @@ class Recorder:
         device until then: logging at every step costs no synchronisation.
 
         Raises:
-            ValueError: a name that the record has for something else, or a value that is not one number.
+            ValueError: a name that is no identifier ("val/loss"), or that the record has for something else; a value that is
+                not one number.
         """
         for name, value in values.items():
-            if name != "train_loss" and (name in record.VARIABLES or name in record.COORDINATES):
-                raise ValueError(f"{name!r} is a name of the record's own: log it under another")
             self._logged.add(name, value)
 
     @property
     def dataset(self) -> xr.Dataset:
         """What was recorded so far: fisher_trace, fisher_trace_se, trainable, norms and rates over (step, layer)."""
-        return self._ledger.dataset
+        return self._buffer.dataset
 
     def detach(self) -> None:
         """Takes the hooks off; nothing more is recorded until it is attached again."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._row = None
+        self._row = self._update = None
         if self._training is not None:
             self._training.stop()
 
@@ -206,15 +217,16 @@ class Recorder:
             ValueError: nobody has told it of updates; the model's state now would be recorded as that of step 0.
         """
         self.detach()
-        if not self._told and not self._ledger.rows:
+        if not self._saw_updates and not self._buffer.rows:
             raise ValueError(
                 "nothing was attached to this recorder, so it saw no update: use Recorder(...).attach(optimizer) before "
-                "training, or call rec.step() right before each update"
+                "training, or call recorder.step() right before each update"
             )
-        if self._told and self.cadence.due_at_the_end(self.updates) and self._ledger.last_step < self.updates:
-            self._row = self._state()
+        ends_here = self.cadence.due_at_the_end(self.updates) and self._buffer.last_step < self.updates
+        if self._saw_updates and ends_here:
+            self._row = self._state(self.updates)
             self._finish({})
-        self._ledger.close()
+        self._buffer.save()
 
     def __enter__(self) -> Recorder:
         return self
@@ -223,26 +235,54 @@ class Recorder:
         """Closes; after an error it only detaches, and what was recorded is kept."""
         self.close() if kind is None else self.detach()
 
-    def _refuse_if_lost(self) -> None:
-        if self._lost:
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: the records, the position, what was logged since, and the generator of label noise."""
+        return {
+            "updates": self.updates,
+            "records": self._buffer.state_dict(),
+            "logged": self._logged.state_dict(),
+            "uncompared": sorted(self._uncompared),
+            "generator": None if self._generator is None else self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self._buffer.load_state_dict(state["records"])
+        self._logged.load_state_dict(state["logged"])
+        self._uncompared = set(state["uncompared"])
+        if self._generator is not None:
+            self._generator.set_state(state["generator"])
+        self.go_on_at(state["updates"])
+
+    def _require_position(self) -> None:
+        if self._position_unknown:
             raise ValueError(
-                f"the record goes on after step {self._ledger.last_step}: say at which step training does, by "
+                f"the record goes on after step {self._buffer.last_step}: say at which step training does, by "
                 "attach(optimizer, step=...) or go_on_at(step)"
             )
 
     def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._row = None
+        # An optimizer whose step() calls super().step() runs its hooks for both. The outer call is the update. A frame, not
+        # a count of depth, tells them apart: after an exception in step(), no hook would count down again.
+        call = sys._getframe(1)
+        if self._update is not None and _is_running(self._update):
+            return
+        self._update, self._row = call, None
         if not self.cadence.due(self.updates):
             return
         # With a closure the passes of this update are still to come: nothing is heard yet.
         closure = any(callable(x) for x in (*args, *kwargs.values()))
-        empirical = {} if closure else self._heard()
-        self._row = {**self._state(), **empirical}
+        empirical = {} if closure else self._empirical_trace()
+        self._row = {**self._state(self.updates), **empirical}
         self._weights = gauges.copies(self._parameters)
         if closure:
             self._listen()
 
     def _after_update(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if sys._getframe(1) is not self._update:
+            return
+        self._update = None
+        self.updates += 1  # first, so that the steps stay right where the record cannot be saved
         if self._row is not None:
             with_closure = self._training is not None and "empirical_trace" not in self._row
             if with_closure and self._training is not None and self._training.evaluations > 1:
@@ -250,35 +290,42 @@ class Recorder:
                     "the optimizer evaluates its closure several times an update, as LBFGS does: there is no one training "
                     "pass that empirical=True could take; leave it out"
                 )
-            heard = self._heard() if with_closure else {}
-            self._finish({**heard, **self._update(optimizer)})
-        self.updates += 1
+            empirical = self._empirical_trace() if with_closure else {}
+            self._finish({**empirical, **self._gauge_update(optimizer)})
         self._listen()
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, step: int) -> dict[str, Any]:
         """What the model is before the update."""
-        if not self._ledger.rows:
+        if not self._buffer.rows:
             for loader in self._loaders.values():
                 probing.refuse_loader_in_use(loader)
-        traces: dict[str, FisherTrace] = {}
-        for name, loader in self._loaders.items():
-            # The same label noise for every loader and at every step, apart in every process.
-            noise = rank_generator(torch.Generator().manual_seed(self._seed))
-            mine = {name: shard(loader, self._options["num_batches"])}
-            try:
-                traces |= probing.measure(self.model, mine, layers=self.layers, generator=noise, **self._options)
-            except ValueError as error:
-                raise ValueError(f"tr(F) at step {self.updates}: {error}") from error
-        one = next(iter(traces.values()))
-        self._how = probing.provenance(traces)
+        try:
+            traces = self._measure()
+        except ValueError as error:
+            raise ValueError(f"tr(F) at step {step}: {error}") from error
+        self._provenance = probing.provenance(traces)
         return {
-            "step": self.updates,
+            "step": step,
             **probing.as_variables(traces)[1],
-            "trainable": record.flags(one.trainable),
+            "trainable": record.flags(next(iter(traces.values())).trainable),
             "weight_norm": gauges.norms(self._parameters),
         }
 
-    def _update(self, optimizer: Optimizer) -> dict[str, Any]:
+    def _measure(self) -> dict[str, FisherTrace]:
+        count = len(self._buffer.rows) + 1
+        doubled = count & (count - 1) == 0  # the 1st, 2nd, 4th, 8th, ... record
+        options: TraceOptions = {"check": "first" if doubled or self._uncompared else "never", **self._options}
+        traces: dict[str, FisherTrace] = {}
+        for name, loader in self._loaders.items():
+            # The same label noise for every loader and at every step, apart in every process; a user's generator draws on.
+            generator = self._generator or torch.Generator().manual_seed(self._seed or 0)
+            options["generator"] = rank_generator(generator)
+            part = {name: shard(loader, options.get("num_batches"))}
+            traces |= probing.measure(self.model, part, **options)
+        self._uncompared -= {layer for trace in traces.values() for layer in trace.compared}
+        return traces
+
+    def _gauge_update(self, optimizer: Optimizer) -> dict[str, Any]:
         """What the update did; its gradients are still there."""
         return {
             "learning_rate": gauges.learning_rates(optimizer, self._parameters),
@@ -292,13 +339,13 @@ class Recorder:
         if self._training is not None and self.cadence.due(self.updates):
             self._training.start()
 
-    def _heard(self) -> dict[str, Any]:
+    def _empirical_trace(self) -> dict[str, Any]:
         if self._training is None:
             return {}
         self._training.stop()
-        with preserve_state(self.model, ()), torch.no_grad():
-            own = self._training.take().cpu().numpy()
-        values = np.concatenate(all_gather(own))
+        with preserve_state(ModelIndex(self.model), ()), torch.no_grad():
+            mine = self._training.take().cpu().numpy()
+        values = np.concatenate(all_gather(mine))
         n = len(values)
         se = values.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full(values.shape[1], np.nan)
         return {"empirical_trace": values.mean(axis=0), "empirical_trace_se": se}
@@ -306,40 +353,40 @@ class Recorder:
     def _finish(self, more: Mapping[str, Any]) -> None:
         assert self._row is not None
         row, self._row, self._weights = {**self._row, **more, **self._logged.take()}, None, []
-        self._ledger.add({name: np.asarray(value) for name, value in row.items()}, self._how)
+        self._buffer.add({name: np.asarray(value) for name, value in row.items()}, self._provenance)
 
 
-class _Means:
-    """Means of numbers that come one by one."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[float | Tensor, int]] = {}
-
-    def add(self, name: str, value: float | Tensor) -> None:
-        if np.prod(np.shape(value)) != 1:
-            raise ValueError(f"expected one number for {name!r}, got shape {tuple(np.shape(value))}")
-        one = value.detach().double().reshape(()) if isinstance(value, Tensor) else float(value)
-        total, count = self._sums.get(name, (0.0, 0))
-        self._sums[name] = (total + one, count + 1)
-
-    def take(self) -> dict[str, float]:
-        """The means over everything since the last time, over all processes."""
-        pairs: dict[str, list[tuple[float, int]]] = {}
-        for sums in all_gather({name: (float(total), count) for name, (total, count) in self._sums.items()}):
-            for name, pair in sums.items():
-                pairs.setdefault(name, []).append(pair)
-        self._sums = {}
-        return {name: sum(t for t, _ in found) / sum(n for _, n in found) for name, found in pairs.items()}
-
-
-def _place(name: str, value: Any) -> Path | None:
-    """The path of a store; resume=True, a flag elsewhere, is none."""
-    if value is not None and not isinstance(value, str | os.PathLike):
+def _label_noise(seed: int | None, generator: torch.Generator | None) -> tuple[int | None, torch.Generator | None]:
+    """A seed for label noise that is the same at every record, or a generator that draws on."""
+    if generator is None:
+        return check("seed", 0 if seed is None else seed, Whole), None
+    if seed is not None:
         raise ValueError(
-            f"expected {name}= to be the path of a store, got {value!r}: path=PLACE begins one, resume=PLACE (without "
-            "path=) goes on with it"
+            "expected seed= (label noise that is the same at every record) or generator= (new at every record), got both"
         )
-    return None if value is None else Path(value)
+    return None, generator
+
+
+def _file(path: Any, resume: Any) -> RecordFile | None:
+    """The file that is begun (path=) or gone on with (resume=)."""
+    for name, value in {"path": path, "resume": resume}.items():
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise ValueError(
+                f"expected {name}= to be the path of a file, got {value!r}: path=PLACE begins one, resume=PLACE (without "
+                "path=) goes on with it"
+            )
+    if path is not None and resume is not None:
+        raise ValueError("expected path= for a new record or resume= to go on with one, got both")
+    place = path if resume is None else resume
+    return None if place is None else RecordFile(Path(place), resume=resume is not None)
+
+
+def _is_running(call: FrameType) -> bool:
+    """Whether a call is among those that led here."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame is not call:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _torch_optimizer(optimizer: Any) -> Optimizer:
@@ -349,6 +396,6 @@ def _torch_optimizer(optimizer: Any) -> Optimizer:
         return _torch_optimizer(inside)
     if not isinstance(optimizer, Optimizer):
         raise ValueError(
-            f"expected a torch optimizer, got {type(optimizer).__name__}: call rec.step() in the loop instead"
+            f"expected a torch optimizer, got {type(optimizer).__name__}: call recorder.step() in the loop instead"
         )
     return optimizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +11,10 @@ import xarray as xr
 
 from .. import policies, record, tasks
 from ..policies import Policy
+from ..settings import Evaluation, Execution, Measurement, Metric, Optimization
 from ..tasks.metrics import AnswerMetric
-from ..train import Metric, fit
+from ..train import fit
+from ..validation import fields_of
 from .runs import Run, Settings
 
 
@@ -40,19 +43,22 @@ def execute(
         task.train_loader(run.seed),
         policy=policies.permutation(run.order) if run.order else known[run.policy],
         interval=settings.interval,
-        steps=settings.steps,
-        lr=settings.lr,
+        optimization=Optimization(steps=settings.steps, lr=settings.lr, **_of(Optimization, settings)),
+        measurement=Measurement(loader=task.probe_loader(), every=settings.record_every, **_of(Measurement, settings)),
+        evaluation=Evaluation(
+            source=task.evaluate_source(), targets=metrics, every=settings.evaluate_every, **_of(Evaluation, settings)
+        ),
+        execution=Execution(**_of(Execution, settings)),
         layers=task.layers(model),
-        probe_loader=task.probe_loader(),
-        evaluate_source=task.evaluate_source(),
-        evaluate=metrics,
-        record_every=settings.record_every,
-        evaluate_every=settings.evaluate_every,
         seed=run.seed,
         on_step=on_step,
-        **settings.fit,
     )
     return _with_distances(_with_exact_match(ds, metrics), task.distances)
+
+
+def _of(kind: type, settings: Settings) -> dict[str, Any]:
+    """The fields of one of fit()'s settings that the study gives."""
+    return {name: value for name, value in settings.fit.items() if name in fields_of(kind)}
 
 
 def _with_exact_match(ds: xr.Dataset, metrics: Mapping[str, Metric]) -> xr.Dataset:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..layers import Layers
-from ..train import Metric
+from ..settings import Metric
 
 Loader = Iterable[dict[str, Tensor]]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification
 
-from ...train import Metric
+from ...settings import Metric
 from .. import tuning as tunings
 from ..batches import Batch
 from . import sources

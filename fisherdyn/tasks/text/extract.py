@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForQuestionAnswering
 
-from ...train import Metric
+from ...settings import Metric
 from .. import tuning as tunings
 from ..batches import Batch, pad
 from ..metrics import MLQA as MLQA_NORMALISERS

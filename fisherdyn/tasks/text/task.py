@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from ...layers import Layers
-from ...train import Metric
+from ...settings import Metric
 from .. import tuning as tunings
 from ..batches import Batch, ShuffledBatches, in_order, subsample
 from .languages import LanguageAdapters

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertForQuestionAnswering
 
-from ...train import Metric
+from ...settings import Metric
 from ..batches import Batch, in_order, select
 from ..metrics import AnswerMetric
 from ..tuning import in_language

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BertForSequenceClassification, BertPreTrainedModel
 
 from ...layers import Layers
-from ...train import Metric
+from ...settings import Metric
 from .. import tuning as tunings
 from ..batches import Batch, ShuffledBatches, in_order, select
 from . import encoder, inference
