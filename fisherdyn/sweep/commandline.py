@@ -68,12 +68,14 @@ class _Parser:
 
     def _parameter(self, field: SettingsField) -> Parameter:
         default = self.study.defaults.get(field.name, None if field.name in FIT else field.default)
+        kind = _typed(field.kind)
         described = cyclopts.Parameter(
             help=field.help.replace("TASKS", ", ".join(tasks.REGISTRY)),
+            converter=_whole if kind is int else None,
             negative=None if default is True else (),
             show_default=default not in (None, False, ()),
         )
-        kind = Optional[_typed(field.kind)] if default is None else _typed(field.kind)  # cyclopts checks defaults too
+        kind = Optional[kind] if default is None else kind  # cyclopts checks defaults too
         return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, described])
 
     def __call__(self, **typed: Any) -> Command:
@@ -88,3 +90,8 @@ def _typed(kind: Any) -> Any:
     if get_origin(kind) in (Union, UnionType, Annotated):
         return _typed(get_args(kind)[0])
     return list[str] if get_origin(kind) in (list, tuple) else kind
+
+
+def _whole(_: Any, tokens: Sequence[cyclopts.Token]) -> int:
+    """A whole number: cyclopts itself would make 2 of "2.5"."""
+    return int(tokens[0].value)
