@@ -101,7 +101,7 @@ def _mean_run(ds: xr.Dataset, schedule: str) -> xr.Dataset:
 
 def fig4(ds: xr.Dataset) -> Figure:
     """The schedules of a permutation sweep: tr(F) and the validation curve by groups of transfer; what goes with it."""
-    orders = [name for name, policy in policies(ds).items() if policy in ("top_down", ORDER)]
+    orders = [name for name, policy in policies(ds).items() if policy != STANDARD]
     if len(orders) < 4:
         raise ValueError(f"fewer than 4 orders to compare, only {', '.join(schedules(ds))}")
     with matplotlib.rc_context(plots.STYLE):
@@ -170,12 +170,20 @@ def _ordered(ds: xr.Dataset) -> list[xr.DataArray]:
     by_policy = []
     for name in compared(ds, ("fun", "random")):
         selected = only(ds, [name])["selected"]
+        if not _one_by_one(selected):
+            continue
         by_policy.append(selected.assign_coords(schedule=("run", [shown[name]] * selected.sizes["run"])))
     if orders := schedules_of(ds, ORDER):
         first = [int(np.flatnonzero(ds["schedule"].values == name)[0]) for name in orders]
         pooled = {"schedule": ("run", [f"{len(orders)} fixed orders"] * len(orders)), "seed": ("run", orders)}
         by_policy.append(ds["selected"].isel(run=first).assign_coords(pooled))
     return by_policy
+
+
+def _one_by_one(selected: xr.DataArray) -> bool:
+    """Whether no two layers open at a step, but for those that are open from the start."""
+    opened = [run[run > 0] for run in selected.values]
+    return any(len(run) for run in opened) and all(len(np.unique(run)) == len(run) for run in opened)
 
 
 def _example() -> xr.DataArray:

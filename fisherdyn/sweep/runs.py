@@ -89,7 +89,7 @@ class Settings:
 
     def of(self, run: Run) -> Settings:
         """The settings of one run."""
-        names = {field.name for field in fields(self)}
+        names = {field.name for field in fields(self)} - {"options", "skipped", "fit"}
         changes = {key: value for key, value in run.changes.items() if key in names}
         fit = {key: value for key, value in run.changes.items() if key in FIT}
         options = {key: value for key, value in run.changes.items() if key not in names and key not in FIT}
