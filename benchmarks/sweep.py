@@ -26,8 +26,8 @@ from fisherdyn.sweep.engine import Engine, InProcess, OnStep, Train, Watch
 from fisherdyn.sweep.execute import execute
 from fisherdyn.sweep.processes import Processes
 from fisherdyn.sweep.running import run
-from fisherdyn.sweep.store import SweepStore
 from fisherdyn.sweep.runs import Run, Settings
+from fisherdyn.sweep.store import SweepStore
 
 from .machine import environment, status
 

@@ -89,9 +89,7 @@ class Unfreezing:
         scores = selection.scores if selection else {}
         opened = tuple(self.policy.select(SelectionContext(step, tuple(self.layers), before, scores, self._chance)))
         if wrong := [x for x in opened if x in before or x not in self.layers or opened.count(x) > 1]:
-            raise ValueError(
-                f"policy {self.policy.id!r} chose {wrong}, which are open already, unknown or there twice"
-            )
+            raise ValueError(f"policy {self.policy.id!r} chose {wrong}, which are open already, unknown or there twice")
         if self._together:
             # Other processes may have measured other examples, or rounded otherwise.
             agreed = [(opened, selection)]

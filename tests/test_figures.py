@@ -30,11 +30,15 @@ def _sweep(seeds=2):
         if name != "standard":
             order = range(10, -1, -1) if name == "top-down" else rng.permutation(11)
             row[list(order)] = 5 * np.arange(1, 12)
-    return with_policies(ds).assign(
-        selected=(("run", "layer"), selected),
-        trainable=(("run", "step", "layer"), (ds["step"].values[:, None] >= selected[:, None]).astype(np.int8)),
-        fisher_trace_se=0.1 * ds["fisher_trace"],
-    ).assign_attrs(task="world", study="permutations")
+    return (
+        with_policies(ds)
+        .assign(
+            selected=(("run", "layer"), selected),
+            trainable=(("run", "step", "layer"), (ds["step"].values[:, None] >= selected[:, None]).astype(np.int8)),
+            fisher_trace_se=0.1 * ds["fisher_trace"],
+        )
+        .assign_attrs(task="world", study="permutations")
+    )
 
 
 def with_policies(ds):
@@ -318,7 +322,9 @@ def test_our_rows_of_table_2_are_source_lowest_and_average_of_the_papers_methods
     ds = _compared()
     ds = ds.assign(source_metric=0.5 + ds["source_metric"], exact_match=ds["metric"] / 4)
     gone = (ds["schedule"].values == "bottom_up") & (ds["seed"].values == 2)
-    other = ds.isel(run=np.flatnonzero(gone)).assign_coords(schedule=("run", ["an order"]), policy=("run", ["permutation"]))
+    other = ds.isel(run=np.flatnonzero(gone)).assign_coords(
+        schedule=("run", ["an order"]), policy=("run", ["permutation"])
+    )
     ds = xr.concat([ds.isel(run=np.flatnonzero(~gone)), other], "run")
     block = tables.build(2, ds).blocks[-1]
     assert block.header[0].endswith("2 seeds)")  # that all the paper's methods have

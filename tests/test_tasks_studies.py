@@ -19,9 +19,9 @@ from fisherdyn import analysis, policies, record, tasks
 from fisherdyn.sweep import recipes, tables
 from fisherdyn.sweep.__main__ import main, parse, plan
 from fisherdyn.sweep.execute import _with_exact_match, execute
-from fisherdyn.sweep.store import SweepStore
 from fisherdyn.sweep.options import FIT, Options
 from fisherdyn.sweep.runs import Run, Settings
+from fisherdyn.sweep.store import SweepStore
 from fisherdyn.sweep.studies import STUDIES
 from fisherdyn.tasks.metrics import AnswerMetric
 
@@ -154,7 +154,10 @@ def test_the_hub_switched_off_in_a_process_of_its_own(hub, tmp_path):
     ("arguments", "message"),
     [
         (["--task", "xquad", "--languages", "xx"], "unknown language xx of task xquad"),
-        (["--task", "xquad", "--train-examples", "0"], "expected train_examples as a whole number of at least 1, got 0"),
+        (
+            ["--task", "xquad", "--train-examples", "0"],
+            "expected train_examples as a whole number of at least 1, got 0",
+        ),
         (["--task", "xquad", "--train-examples", "4000"], "train-v1.1: 4000 examples: expected 1 to 48"),
         (["--task", "xquad", "--tuning", "prompt"], "unknown tuning 'prompt'"),
         (["--task", "world"], "task 'world' has no option model, data, adapters"),
@@ -303,9 +306,7 @@ VALUES = [0.5, 0.6, 0.7, 0.801]
 
 def test_runs_of_different_length_share_a_store(tmp_path):
     changes = ({}, {"steps": 4, "lr": 0.1, "record_every": 4, "evaluate_every": 4, "tuning": "full"})
-    runs = [
-        Run(name, (), seed, "mine", own) for seed in (0, 1) for name, own in zip(("x", "y"), changes, strict=True)
-    ]
+    runs = [Run(name, (), seed, "mine", own) for seed in (0, 1) for name, own in zip(("x", "y"), changes, strict=True)]
     settings = Settings(
         steps=10, record_every=5, evaluate_every=10, lr=0.2, options={"tuning": "adapter"}, skipped="th (no)"
     )

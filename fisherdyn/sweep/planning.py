@@ -39,7 +39,9 @@ def plan(command: Command) -> tuple[list[Run], Settings]:
     runs = study.runs(options, recipe, settings)
     if study.on_tasks:
         _check_rows(runs, settings, command)
-    return [replace(run, changes={**_own_cadence(settings, run, options, recipe), **run.changes}) for run in runs], settings
+    return [
+        replace(run, changes={**_own_cadence(settings, run, options, recipe), **run.changes}) for run in runs
+    ], settings
 
 
 def _shared(options: Options, recipe: Recipe) -> Settings:

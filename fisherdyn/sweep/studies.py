@@ -153,12 +153,8 @@ _STUDIES: tuple[Study, ...] = (
         (STANDARD, TOP_DOWN, FUN),
         recipe=LOW_RESOURCE,
     ),
-    Comparison(
-        "reverse",
-        "the rows of Table 11: GU, and from the bottom up", (TOP_DOWN, REVERSE)),
-    Intervals(
-        "interval",
-        "standard training, and GU and FUN with several k", (STANDARD, TOP_DOWN, FUN)),
+    Comparison("reverse", "the rows of Table 11: GU, and from the bottom up", (TOP_DOWN, REVERSE)),
+    Intervals("interval", "standard training, and GU and FUN with several k", (STANDARD, TOP_DOWN, FUN)),
 )
 STUDIES = {study.name: study for study in _STUDIES}
 """The project's own studies, by name."""

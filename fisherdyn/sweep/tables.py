@@ -11,6 +11,7 @@ import xarray as xr
 from .. import analysis, policies
 from .wording import against_standard, half
 
+
 def table(ds: xr.Dataset) -> str:
     """One row a schedule (and number of training examples), as Markdown; percentages, with 95 % intervals over seeds.
 
