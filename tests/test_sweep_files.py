@@ -315,7 +315,8 @@ def test_a_run_says_the_same_notes_as_its_dry_run(tmp_path, capsys):
 
 
 def test_a_policy_of_ones_own_opens_when_it_likes(tmp_path, capsys):
-    text = "from fisherdyn.policies import Policy\npolicies = [Policy('mine', tuple, tuple)]\nschedules = {'x': {'policy': 'mine', 'interval': 500}}\n"
+    text = "from fisherdyn.policies import Policy\npolicies = [Policy('mine', tuple, tuple)]\n"
+    text += "schedules = {'x': {'policy': 'mine', 'interval': 500}}\n"
     assert main([written(tmp_path, text, "mine.py"), "--dry-run"]) == 0
     assert "note" not in capsys.readouterr().out
 

@@ -33,7 +33,8 @@ def averaged_schedules(ax: Axes, averaged: xr.Dataset) -> Axes:
     """Figure 5: the layer that opens first, second, ..., averaged over runs, beside top-down (the grey diagonal).
 
     Args:
-        averaged: layer and se over (schedule, opening), of `analysis.averaged_schedule`; without top-down. Bars: one standard error.
+        averaged: layer and se over (schedule, opening), of `analysis.averaged_schedule`; top-down is left out.
+            Bars: one standard error.
     """
     top = averaged.sizes["opening"] - 1
     ax.plot(averaged["opening"], top - np.arange(top + 1), color=GREY, linewidth=4, alpha=0.35, label="GU (top-down)")

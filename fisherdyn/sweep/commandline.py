@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from inspect import Parameter, Signature
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 import cyclopts
 
@@ -61,7 +61,7 @@ class _Parser:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self.known = {**fields_of(study.options), **FIT}
+        self.known = {**fields_of(cast(type, study.options)), **FIT}
         parameters = [self._parameter(field) for field in self.known.values() if field.name != "fit"]
         self.__signature__ = Signature(parameters)
         self.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -75,7 +75,7 @@ class _Parser:
             negative=None if default is True else (),
             show_default=default not in (None, False, ()),
         )
-        kind = Optional[kind] if default is None else kind  # cyclopts checks defaults too
+        kind = kind | None if default is None else kind  # cyclopts checks defaults too
         return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, described])
 
     def __call__(self, **typed: Any) -> Command:

@@ -47,7 +47,7 @@ def plan(command: Command) -> tuple[list[Run], Settings]:
 def _shared(options: Options, recipe: Recipe) -> Settings:
     """What all runs share: top-down's settings, and the task's options."""
     known = tasks.options(options.task)
-    of_task = {"tuning": "adapter"} if "tuning" in known else {}
+    of_task: dict[str, Any] = {"tuning": "adapter"} if "tuning" in known else {}
     of_task |= options.of_task()
     task = tasks.load(options.task, **of_task)
     if task.skipped:
@@ -62,7 +62,8 @@ def _shared(options: Options, recipe: Recipe) -> Settings:
         device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         fit={**({"keep_best": True} if recipe.keep_best else {}), **options.fit},
     )
-    return replace(settings, **_cadence(settings, options, recipe))
+    cadence: dict[str, Any] = _cadence(settings, options, recipe)
+    return replace(settings, **cadence)
 
 
 def _reasons(languages: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The studies that there are: each is an entry at the end of this file, a list of rows. A file of your own makes another one."""
+"""The project's studies: each is an entry at the end of this file, a list of rows. A file of your own makes another one."""
 
 from __future__ import annotations
 
