@@ -94,4 +94,7 @@ def _typed(kind: Any) -> Any:
 
 def _whole(_: Any, tokens: Sequence[cyclopts.Token]) -> int:
     """A whole number: cyclopts itself would make 2 of "2.5"."""
-    return int(tokens[0].value)
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"expected a whole number, got {tokens[0].value!r}") from None
