@@ -22,13 +22,12 @@ import torch
 import xarray as xr
 
 from fisherdyn import record
-from fisherdyn.sweep import studies
 from fisherdyn.sweep.engine import Engine, InProcess, OnStep, Train, Watch
 from fisherdyn.sweep.execute import execute
 from fisherdyn.sweep.processes import Processes
 from fisherdyn.sweep.running import run
+from fisherdyn.sweep.runs import Run, Settings
 from fisherdyn.sweep.store import SweepStore
-from fisherdyn.sweep.studies import Run, Settings
 
 from .machine import environment, status
 
@@ -73,7 +72,7 @@ class Timed:
 
 def overhead(runs: int) -> dict[str, float]:
     """Milliseconds a run, by the clock and of the processor, and MiB held more at the end than after a tenth of the runs."""
-    made = [Run(studies.STANDARD, (), seed, "standard") for seed in range(runs)]
+    made = [Run("standard", (), seed) for seed in range(runs)]
     train = Timed()
     wall, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +96,7 @@ def _do(folder: Path, runs: list[Run], settings: Settings, engine: Any) -> None:
 
 def workers(runs: int, steps: int, rounds: int) -> dict[str, Any]:
     """Seconds of small real runs with one worker and with two, round by round; the start of workers is part of it."""
-    made = studies.permutations(range(runs), 0)
+    made = [Run("standard", (), seed) for seed in range(runs)]
     settings = replace(Settings(), steps=steps, record_every=steps, evaluate_every=steps)
 
     def seconds(count: int) -> float:

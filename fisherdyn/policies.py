@@ -7,7 +7,7 @@ has parallel parts at one depth (two adapters a block) is one layer with the par
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -61,19 +61,45 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Policy:
-    """A way to unfreeze.
+    """A way to unfreeze, and what it is called: nothing else in the project names a policy.
 
     Attributes:
-        name: the field's.
+        id: what studies, records and the command line know it by.
         start: all layers -> those open at step 0.
-        select: SELECT of Algorithm 1: what there is now -> layers to open; asked while a layer is frozen.
-        scoring: how the scores that SELECT looks at are had; None: it looks at none.
+        select: SELECT of Algorithm 1: the current state -> layers to open; asked while a layer is frozen.
+        scoring: how tr(F) is measured for SELECT; None: SELECT looks at no scores.
+        label: its name in figures; by default its id.
+        paper: its row in the paper's tables; "" where the paper has none.
+
+    Example:
+        A policy that opens two layers at a time, from the top:
+
+            two_at_a_time = Policy("two_at_a_time", lambda layers: layers[-2:], lambda context: context.frozen[-2:])
     """
 
-    name: str
+    id: str
     start: Callable[[tuple[str, ...]], tuple[str, ...]]
     select: Callable[[SelectionContext], tuple[str, ...]]
     scoring: Scoring | None = None
+    label: str = ""
+    paper: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.id)
+
+    def label_of(self, schedule: str) -> str:
+        """How a figure shows a schedule of this policy.
+
+        A schedule that bears the policy's name, in any spelling ("top-down", "Top_Down", "GU"), is shown by the label.
+        Any other name ("top-down, k = 2") says more than the policy does, and is shown as it is.
+        """
+        names = (self.id, self.label, self.paper.removeprefix("Ada+"))
+        return self.label if _spelling(schedule) in map(_spelling, names) else schedule
+
+
+def _spelling(name: str) -> str:
+    return name.lower().replace("_", "-").replace(" ", "-")
 
 
 def _top(layers: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,22 +108,27 @@ def _top(layers: tuple[str, ...]) -> tuple[str, ...]:
 
 def all_at_once() -> Policy:
     """Standard fine-tuning: everything is open from the start."""
-    return Policy("standard", lambda layers: layers, lambda context: ())
+    return Policy("standard", lambda layers: layers, lambda context: (), paper="Ada")
+
+
+def full_fine_tuning() -> Policy:
+    """Every layer is open from the start, as in standard training; the task trains all weights (tuning="full")."""
+    return replace(all_at_once(), id="full", label="full fine-tuning", paper="full fine-tuning")
 
 
 def top_down() -> Policy:
     """Gradual unfreezing, GU (Howard & Ruder 2018): the highest frozen layer."""
-    return Policy("top_down", _top, lambda context: context.frozen[-1:])
+    return Policy("top_down", _top, lambda context: context.frozen[-1:], label="GU (top-down)", paper="Ada+GU")
 
 
 def bottom_up() -> Policy:
     """The reverse of GU: the top layer at the start, then from the lowest."""
-    return Policy("bottom_up", _top, lambda context: context.frozen[:1])
+    return Policy("bottom_up", _top, lambda context: context.frozen[:1], label="reverse", paper="Ada+GU (rev)")
 
 
 def linear_probing() -> Policy:
     """LPFT (Kumar et al. 2022): the classifier alone for one interval, then everything."""
-    return Policy("linear_probing", lambda layers: (), lambda context: context.frozen)
+    return Policy("linear_probing", lambda layers: (), lambda context: context.frozen, label="LPFT", paper="Ada+LPFT")
 
 
 def random_order() -> Policy:
@@ -106,7 +137,7 @@ def random_order() -> Policy:
     def select(context: SelectionContext) -> tuple[str, ...]:
         return (context.frozen[int(torch.randint(len(context.frozen), (), generator=context.generator))],)
 
-    return Policy("random", _top, select)
+    return Policy("random", _top, select, paper="Ada+Rand")
 
 
 def permutation(order: Sequence[str | int | Sequence[str | int]]) -> Policy:
@@ -116,13 +147,13 @@ def permutation(order: Sequence[str | int | Sequence[str | int]]) -> Policy:
         ValueError: at the start of training, unless `order` names each of the other layers once.
     """
     groups = [(str(g),) if isinstance(g, str | int) else tuple(str(layer) for layer in g) for g in order]
-    wanted = [layer for group in groups for layer in group]
+    named = [layer for group in groups for layer in group]
 
     def start(layers: tuple[str, ...]) -> tuple[str, ...]:
-        if sorted(wanted) != sorted(layers[:-1]):
+        if sorted(named) != sorted(layers[:-1]):
             raise ValueError(
                 f"expected an order that names each of {', '.join(layers[:-1])} once (layer {layers[-1]} is open from the "
-                f"start), got {','.join(wanted)}"
+                f"start), got {','.join(named)}"
             )
         return _top(layers)
 
@@ -183,15 +214,19 @@ def fun(
         return (max(reversed(context.frozen), key=lambda layer: context.scores[layer][0]),)
 
     read = check("batches", batches, Count) if batches is not None else (41 if method == "authors" else 40)
-    return Policy("fun", _top, select, Scoring(labels, method, read, error_rate))
+    return Policy("fun", _top, select, Scoring(labels, method, read, error_rate), label="FUN", paper="Ada+FUN")
 
 
-NAMED: dict[str, Callable[[], Policy]] = {
-    "standard": all_at_once,
-    "top_down": top_down,
-    "bottom_up": bottom_up,
-    "linear_probing": linear_probing,
-    "random": random_order,
-    "fun": fun,
+NAMED: dict[str, Policy] = {
+    policy.id: policy
+    for policy in (
+        all_at_once(),
+        random_order(),
+        top_down(),
+        linear_probing(),
+        fun(),
+        bottom_up(),
+        full_fine_tuning(),
+    )
 }
-"""The policies that need no argument, by name."""
+"""The policies that need no argument, by id."""

@@ -57,6 +57,8 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "selection_step": ("optimizer steps taken", "step"),
     "run": ("run", "1"),
     "schedule": ("unfreezing schedule", "1"),
+    "policy": ("id of the policy that unfreezes", "1"),
+    "label": ("name of the schedule in figures", "1"),
     "seed": ("seed of initial weights and data order", "1"),
     "steps": ("optimizer steps of the run", "step"),
     "lr": ("learning rate", "1"),

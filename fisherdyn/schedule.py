@@ -89,9 +89,7 @@ class Unfreezing:
         scores = selection.scores if selection else {}
         opened = tuple(self.policy.select(SelectionContext(step, tuple(self.layers), before, scores, self._chance)))
         if wrong := [x for x in opened if x in before or x not in self.layers or opened.count(x) > 1]:
-            raise ValueError(
-                f"policy {self.policy.name!r} chose {wrong}, which are open already, unknown or there twice"
-            )
+            raise ValueError(f"policy {self.policy.id!r} chose {wrong}, which are open already, unknown or there twice")
         if self._together:
             # Other processes may have measured other examples, or rounded otherwise.
             agreed = [(opened, selection)]
@@ -155,7 +153,7 @@ class Unfreezing:
                 "all layers have requires_grad=True (a schedule freezes by itself; do not freeze before)"
             )
         if self.policy.scoring is not None and loader is None:
-            raise ValueError(f"policy {self.policy.name!r} measures tr(F): pass the loader to measure it on")
+            raise ValueError(f"policy {self.policy.id!r} measures tr(F): pass the loader to measure it on")
         if self.policy.scoring is not None and loader is not None:
             require_shareable(loader)
         while not isinstance(model, DistributedDataParallel) and hasattr(model, "_orig_mod"):
@@ -193,7 +191,7 @@ class Unfreezing:
         """A due step that never comes would leave its layer frozen, and nobody would see it."""
         if missed := [due for due in self.due_steps if due < step and self.due(due)]:
             raise ValueError(
-                f"unfreezing.step({step}) jumps over step {missed[0]}, at which {self.policy.name!r} was to be asked: call "
+                f"unfreezing.step({step}) jumps over step {missed[0]}, at which {self.policy.id!r} was to be asked: call "
                 "it before every update, with the number of updates so far (or nothing, and it counts by itself); "
                 "where training goes on after a resume, load_state_dict() first"
             )
@@ -260,7 +258,7 @@ class Unfreezing:
 
     def _identity(self) -> dict[str, Any]:
         interval = list(self.interval) if isinstance(self.interval, tuple) else self.interval
-        return {"policy": self.policy.name, "layers": list(self.layers), "interval": interval}
+        return {"policy": self.policy.id, "layers": list(self.layers), "interval": interval}
 
     def _layers_of(self, condition: Any) -> list[str]:
         """Layers with a parameter for which the condition holds."""
@@ -324,6 +322,6 @@ def authors_steps(policy: Policy | str, interval: int | Sequence[int], layers: i
         >>> authors_steps(policies.top_down(), 50, layers=4)
         (99, 149, 199)
     """
-    name = policy.name if isinstance(policy, Policy) else policy
+    name = policy.id if isinstance(policy, Policy) else policy
     steps = tuple(step - 1 for step in _expand(_interval(interval), check("layers", layers, Count)))
     return steps[1:] if name == "top_down" else steps

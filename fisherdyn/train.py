@@ -96,7 +96,7 @@ def fit(
     stopping = EarlyStopping(weights, evaluation.patience, evaluation.keep_best)
     targets = TargetMetrics(model, evaluation.targets)
     run = {
-        "policy": policy.name,
+        "policy": policy.id,
         "interval": unfreezing.interval,
         "seed": seed,
         **asdict(optimization),

@@ -119,12 +119,18 @@ def fields_of(cls: type) -> Mapping[str, SettingsField]:
         name: SettingsField(
             name,
             kinds[name],
-            info.description or "",
+            _help(cls, name),
             None if info.is_required() else info.get_default(call_default_factory=True),
             info.is_required(),
         )
         for name, info in known.items()
     }
+
+
+def _help(cls: type, name: str) -> str:
+    """The docstring below a field, in the class that defines it."""
+    fields = (vars(base).get("__pydantic_fields__", {}).get(name) for base in cls.__mro__)
+    return next((field.description for field in fields if field and field.description), "")
 
 
 def describe(error: ValidationError, cls: type) -> str:

@@ -68,7 +68,7 @@ def train(method, seed):
     return fit(
         model,
         loader,
-        policy=policies.NAMED[method](),
+        policy=policies.NAMED[method],
         interval=K,
         optimization=Optimization(steps=STEPS, lr=8e-3),
         measurement=Measurement(loader=task.probe_loader(), every=K, selection_loader=loader),

@@ -15,11 +15,9 @@ from matplotlib.figure import Figure, FigureBase
 from fisherdyn import analysis, plots
 
 from . import published
-from .stores import schedules
+from .stores import ORDER, compared, count, only, policies, schedules, schedules_of
 
 STANDARD = "standard"
-COMPARED = ("standard", "GU (top-down)", "LPFT", "FUN", "random", "reverse", "full fine-tuning")
-"""The paper's methods, as `plots.label` names them: other schedules are orders."""
 
 
 def fig2(ds: xr.Dataset | None = None) -> Figure:
@@ -40,13 +38,9 @@ def fig2(ds: xr.Dataset | None = None) -> Figure:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         if ds is not None and ours is not None:
-            plots.forest(axes[2], ours)
-            axes[2].set_title(f"ours: {_task(ds)}, {_seeds(ours.attrs['seeds'])}")
+            plots.forest(axes[2], ours, plots.labels(ds))
+            axes[2].set_title(f"ours: {_task(ds)}, {count(ours.attrs['seeds'])}")
         return figure
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'s' if n > 1 else ''}"
 
 
 def _published_gaps(ax: Axes, model: str) -> None:
@@ -64,25 +58,24 @@ def _published_gaps(ax: Axes, model: str) -> None:
 
 
 def _methods(ds: xr.Dataset) -> xr.Dataset:
-    """The paper's methods that a sweep has, minus full fine-tuning or else standard training."""
-    names = [name for name in schedules(ds) if plots.label(name) in COMPARED]
-    full = [name for name in names if plots.label(name) == "full fine-tuning"]
-    baseline = full[0] if full else STANDARD
-    if baseline not in names or len(names) < 2:
+    """A sweep's policies but for fixed orders, minus full fine-tuning or else standard training."""
+    names = compared(ds)
+    baseline = next(iter([*schedules_of(ds, "full"), *schedules_of(ds, STANDARD)]), None)
+    if baseline is None or len(names) < 2:
         raise ValueError(f"no standard training beside another of the paper's methods, only {', '.join(schedules(ds))}")
-    return analysis.compare(analysis.by_schedule(_only(analysis.results(ds), names)["transfer"]), baseline)
+    return analysis.compare(analysis.by_schedule(only(analysis.results(ds), names)["transfer"]), baseline)
 
 
 def fig3(ds: xr.Dataset) -> Figure:
-    """tr(F) under standard training and under GU: per open adapter with its learning period, and layer by layer."""
-    top_down = _named(ds, "GU (top-down)")
-    both = _only(ds, [_named(ds, STANDARD), top_down])
+    """tr(F) of standard training beside GU's: per open adapter with the learning period, and layer by layer."""
+    standard, top_down = _schedule(ds, STANDARD, "standard training"), _schedule(ds, "top_down", "GU (top-down)")
+    both, shown = only(ds, [standard, top_down]), plots.labels(ds)
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(plots.ACL_PAGE, 2.3), layout="constrained")
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
         curves = analysis.learning_curve(both)
-        plots.curves(left, curves, {plots.label(name): [name] for name in (STANDARD, top_down)})
-        means = {name: analysis.by_schedule(curves).sel(schedule=name).mean("seed") for name in (STANDARD, top_down)}
+        plots.curves(left, curves, {shown[name]: [name] for name in (standard, top_down)})
+        means = {name: analysis.by_schedule(curves).sel(schedule=name).mean("seed") for name in (standard, top_down)}
         for i, mean in enumerate(means.values()):
             plots.learning_period(left, mean, colour=plots.COLOURS[i])
         left.set_ylabel("tr(F) per open adapter (nat)")
@@ -91,11 +84,11 @@ def fig3(ds: xr.Dataset) -> Figure:
             loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, fontsize=7, borderpad=0, columnspacing=1
         )
         legend.set_in_layout(False)  # it may be a little wider than its panel
-        by_layer = {name: _mean_run(both, name) for name in (STANDARD, top_down)}
+        by_layer = {name: _mean_run(both, name) for name in (standard, top_down)}
         top = max(float(mean_run["fisher_trace"].max()) for mean_run in by_layer.values())
         for ax, (name, mean_run) in zip((middle, right), by_layer.items(), strict=True):
             plots.heat_map(ax, mean_run, top)
-            ax.set_title(plots.label(name))
+            ax.set_title(shown[name])
         middle.collections[0].colorbar.remove()
         right.set_ylabel("")
         return figure
@@ -103,13 +96,13 @@ def fig3(ds: xr.Dataset) -> Figure:
 
 def _mean_run(ds: xr.Dataset, schedule: str) -> xr.Dataset:
     """tr(F) under one schedule, averaged over seeds, which all open the same layers at the same steps."""
-    runs = _only(ds, [schedule])
+    runs = only(ds, [schedule])
     return runs[["fisher_trace"]].mean("run").assign(trainable=runs["trainable"].isel(run=0))
 
 
 def fig4(ds: xr.Dataset) -> Figure:
-    """A permutation sweep: tr(F) and the validation curve by group of transfer, and what of tr(F) goes with transfer."""
-    orders = [name for name in schedules(ds) if name != STANDARD]
+    """The schedules of a permutation sweep: tr(F) and the validation curve by groups of transfer; what goes with it."""
+    orders = [name for name, policy in policies(ds).items() if policy != STANDARD]
     if len(orders) < 4:
         raise ValueError(f"fewer than 4 orders to compare, only {', '.join(schedules(ds))}")
     with matplotlib.rc_context(plots.STYLE):
@@ -118,7 +111,7 @@ def fig4(ds: xr.Dataset) -> Figure:
         left, _ = plots.groups(*_pair(curves), ds)
         _legend(curves, left, ncols=2, title="mean transfer, % (schedules)")
         right = beside.subplots()
-        plots.correlations(right, analysis.transfer_correlations(_only(analysis.summarise(ds), orders)))
+        plots.correlations(right, analysis.transfer_correlations(only(analysis.summarise(ds), orders)))
         for place in (0, -1):
             right.annotate(
                 "", (0.9, place + 0.36), (0, place + 0.36), arrowprops={"arrowstyle": "-|>", "color": "0.45"}
@@ -177,19 +170,29 @@ def _schedules(ax: Axes, selected: list[xr.DataArray], title: str) -> None:
 
 
 def _title(selected: xr.DataArray) -> str:
-    return plots.label(str(selected["schedule"].values[0]))
+    return str(selected["schedule"].values[0])
 
 
 def _ordered(ds: xr.Dataset) -> list[xr.DataArray]:
-    """The openings of FUN and of random, one a run, and of all fixed orders but GU together, one an order."""
-    named = {plots.label(name): name for name in schedules(ds)}
-    selected = [_only(ds, [named[method]])["selected"] for method in ("FUN", "random") if method in named]
-    orders = [name for name in schedules(ds) if plots.label(name) not in COMPARED]
-    if orders:
-        first_runs = [int(np.flatnonzero(ds["schedule"].values == name)[0]) for name in orders]
+    """When layers opened: of FUN, random and the sweep's own policies, run by run; of all fixed orders as one."""
+    shown = plots.labels(ds)
+    by_policy = []
+    for name in compared(ds, ("fun", "random")):
+        selected = only(ds, [name])["selected"]
+        if not _one_by_one(selected):
+            continue
+        by_policy.append(selected.assign_coords(schedule=("run", [shown[name]] * selected.sizes["run"])))
+    if orders := schedules_of(ds, ORDER):
+        first = [int(np.flatnonzero(ds["schedule"].values == name)[0]) for name in orders]
         pooled = {"schedule": ("run", [f"{len(orders)} fixed orders"] * len(orders)), "seed": ("run", orders)}
-        selected.append(ds["selected"].isel(run=first_runs).assign_coords(pooled))
-    return selected
+        by_policy.append(ds["selected"].isel(run=first).assign_coords(pooled))
+    return by_policy
+
+
+def _one_by_one(selected: xr.DataArray) -> bool:
+    """Whether no two layers open at a step, but for those that are open from the start."""
+    opened = [run[run > 0] for run in selected.values]
+    return any(len(run) for run in opened) and all(len(np.unique(run)) == len(run) for run in opened)
 
 
 def _example() -> xr.DataArray:
@@ -202,8 +205,8 @@ def _example() -> xr.DataArray:
 
 
 def transfer(ds: xr.Dataset) -> Figure:
-    """Accuracy in each language against its distance from the source, under standard training and GU."""
-    names = [name for name in schedules(ds) if plots.label(name) in ("standard", "GU (top-down)")]
+    """Accuracy by language against its distance from the source: standard training and GU."""
+    names = [name for name in schedules(ds) if policies(ds)[name] in (STANDARD, "top_down")]
     if not names:
         raise ValueError(f"neither standard training nor GU, only {', '.join(schedules(ds))}")
     with matplotlib.rc_context(plots.STYLE):
@@ -217,26 +220,21 @@ def forest(ds: xr.Dataset) -> Figure:
     if STANDARD not in schedules(ds) or len(schedules(ds)) < 2:
         raise ValueError(f"no standard training beside other schedules, only {', '.join(schedules(ds))}")
     with matplotlib.rc_context(plots.STYLE):
-        compared = analysis.compare(analysis.by_schedule(analysis.transfer(ds)))
-        figure = Figure(figsize=(plots.ACL_COLUMN, 0.75 + 0.17 * compared.sizes["schedule"]), layout="constrained")
-        plots.forest(figure.subplots(), compared)
+        differences = analysis.compare(analysis.by_schedule(analysis.transfer(ds)))
+        figure = Figure(figsize=(plots.ACL_COLUMN, 0.75 + 0.17 * differences.sizes["schedule"]), layout="constrained")
+        plots.forest(figure.subplots(), differences, plots.labels(ds))
         return figure
 
 
-def _only(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
-    return ds.isel(run=np.flatnonzero(np.isin(ds["schedule"].values, names)))
-
-
-def _named(ds: xr.Dataset, label: str) -> str:
-    """The schedule that the paper calls by this label.
+def _schedule(ds: xr.Dataset, policy: str, name: str) -> str:
+    """The first schedule of a policy.
 
     Raises:
         ValueError: there is none.
     """
-    for name in schedules(ds):
-        if plots.label(name) == label:
-            return name
-    raise ValueError(f"no runs of {label}, only of {', '.join(schedules(ds))}")
+    for schedule in schedules_of(ds, policy):
+        return schedule
+    raise ValueError(f"no runs of {name}, only of {', '.join(schedules(ds))}")
 
 
 def _task(ds: xr.Dataset) -> str:

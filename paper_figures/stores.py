@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,42 @@ def refuse_several_sizes(ds: xr.Dataset) -> None:
 def schedules(ds: xr.Dataset) -> list[str]:
     """The schedules of a sweep, in its order."""
     return list(dict.fromkeys(ds["schedule"].values.tolist()))
+
+
+PAPERS = ("standard", "random", "top_down", "linear_probing", "fun", "bottom_up", "full")
+"""Ids of the policies that the paper compares, in the order of its Table 2."""
+ORDER = "permutation"
+"""Id of the policy of fixed orders."""
+
+
+def schedules_of(ds: xr.Dataset, policy: str) -> list[str]:
+    """The schedules of one policy, by its id."""
+    return [name for name in schedules(ds) if policies(ds)[name] == policy]
+
+
+def compared(ds: xr.Dataset, among: Sequence[str] = PAPERS) -> list[str]:
+    """The schedules of these policies, in their order, and after them those of the sweep's own policies."""
+    known = policies(ds)
+    own = [policy for policy in dict.fromkeys(known.values()) if policy not in (*PAPERS, ORDER)]
+    return [name for policy in (*among, *own) for name in schedules_of(ds, policy)]
+
+
+def policies(ds: xr.Dataset) -> dict[str, str]:
+    """Schedule -> the id of its policy.
+
+    Raises:
+        ValueError: the record does not say.
+    """
+    if "policy" not in ds.coords:
+        raise ValueError("no policies of its schedules: assign a coordinate policy over run, such as top_down")
+    return dict(zip(ds["schedule"].values.tolist(), ds["policy"].values.tolist(), strict=True))
+
+
+def count(seeds: int) -> str:
+    """ "1 seed", "3 seeds" """
+    return f"{seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def only(ds: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
+    """The runs of these schedules."""
+    return ds.isel(run=np.flatnonzero(np.isin(ds["schedule"].values, names)))

@@ -12,17 +12,17 @@ import xarray as xr
 from fisherdyn import analysis, plots
 
 from . import published
-from .stores import refuse_several_sizes, schedules, sizes
+from .stores import PAPERS, compared, count, only, refuse_several_sizes, schedules, sizes
 
 MODELS = ("mBERT", "XLM-R", "mDeBERTa")
-METHODS = {"standard": "", "random": " + Rand", "GU": " + GU", "FUN": " + FUN", "reverse": " + GU (rev)"}
+ROWS = {"standard": "", "random": " + Rand", "GU": " + GU", "FUN": " + FUN", "reverse": " + GU (rev)"}
 COMPARED = {
-    1: ("standard", "GU (top-down)"),
-    2: ("standard", "random", "GU (top-down)", "LPFT", "FUN", "reverse", "full fine-tuning"),
-    11: ("GU (top-down)", "reverse"),
-    12: ("standard", "GU (top-down)", "FUN"),
+    1: ("standard", "top_down"),
+    2: PAPERS,
+    11: ("top_down", "bottom_up"),
+    12: ("standard", "top_down", "fun"),
 }
-"""Tables that a sweep may have rows for, and the methods in them, as `plots.label` names them."""
+"""Tables that a sweep may have rows for, and the policies in them; a sweep's own policies are rows of each."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _number(row: pd.Series) -> str:
 def _rows(printed: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
     """Yields model and method, as the paper names them, and their numbers, in the paper's order."""
     for model in MODELS:
-        for method, suffix in METHODS.items():
+        for method, suffix in ROWS.items():
             cells = printed[(printed["model"] == model) & (printed["method"] == method)]
             if not cells.empty:
                 yield model + suffix, cells
@@ -168,11 +168,11 @@ def _ours(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
     refuse_several_sizes(ds)
     names = _names(ds, methods)
     by = {str(name): analysis.by_schedule(values) for name, values in _percentages(ds, names).items()}
-    targets = [by[name] for name in TARGETS if name in by]
+    targets, shown = [by[name] for name in TARGETS if name in by], plots.labels(ds)
     low = targets[0].sel(schedule=names[0]).mean("seed").idxmin("target").item()
     rows = [
         [
-            plots.label(name),
+            shown[name],
             f"{float(by['source'].sel(schedule=name).mean()):.1f}",
             " / ".join(f"{float(metric.sel(schedule=name, target=low).mean()):.1f}" for metric in targets),
             _average(targets, name),
@@ -192,7 +192,8 @@ def _ours_by_size(ds: xr.Dataset, methods: tuple[str, ...]) -> Block:
     for size in examples:
         runs = percentages.isel(run=np.flatnonzero(percentages["train_examples"].values == size))
         parts.append([analysis.by_schedule(runs[name]) for name in TARGETS if name in runs])
-    rows = [[plots.label(name), *(_average(targets, name) for targets in parts)] for name in names]
+    shown = plots.labels(ds)
+    rows = [[shown[name], *(_average(targets, name) for targets in parts)] for name in names]
     return Block([_our_title(ds, parts), *map(str, examples)], rows)
 
 
@@ -201,8 +202,8 @@ TARGETS = ("target_result", "exact_match")
 
 
 def _names(ds: xr.Dataset, methods: tuple[str, ...]) -> list[str]:
-    """Of the schedules that are among the methods, in their order."""
-    names = sorted((n for n in schedules(ds) if plots.label(n) in methods), key=lambda n: methods.index(plots.label(n)))
+    """The schedules of these policies and of the sweep's own, in their order."""
+    names = compared(ds, methods)
     if len(names) < 2:
         raise ValueError(f"no two of {', '.join(methods)}, only {', '.join(schedules(ds))}")
     return names
@@ -210,8 +211,7 @@ def _names(ds: xr.Dataset, methods: tuple[str, ...]) -> list[str]:
 
 def _percentages(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
     """Results of these schedules' runs, in percent; the kind of result (`analysis.result`) is that of the whole sweep."""
-    results = 100 * analysis.results(ds)
-    return results.isel(run=np.flatnonzero(np.isin(results["schedule"].values, names)))
+    return only(100 * analysis.results(ds), names)
 
 
 def _average(targets: list[xr.DataArray], name: str) -> str:
@@ -227,7 +227,7 @@ def _average(targets: list[xr.DataArray], name: str) -> str:
 def _our_title(ds: xr.Dataset, parts: list[list[xr.DataArray]]) -> str:
     metric = "F1 / EM" if len(parts[0]) > 1 else "accuracy"
     few, many = (pick(targets[0].sizes["seed"] for targets in parts) for pick in (min, max))
-    seeds = f"{few} seed{'s' if few > 1 else ''}" if few == many else f"{few} to {many} seeds"
+    seeds = count(few) if few == many else f"{few} to {count(many)}"
     return f"Ours: {ds.attrs.get('task', 'a sweep')} ({metric}, %; ± 95 %, {seeds})"
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from test_sweep import sweep_record
 
-from fisherdyn import analysis, plots, record
+from fisherdyn import analysis, plots, policies, record
 from paper_figures import __main__ as command
 from paper_figures import captions, drawings, figures, published, stores, tables
 
@@ -30,20 +30,36 @@ def _sweep(seeds=2):
         if name != "standard":
             order = range(10, -1, -1) if name == "top-down" else rng.permutation(11)
             row[list(order)] = 5 * np.arange(1, 12)
-    return ds.assign(
-        selected=(("run", "layer"), selected),
-        trainable=(("run", "step", "layer"), (ds["step"].values[:, None] >= selected[:, None]).astype(np.int8)),
-        fisher_trace_se=0.1 * ds["fisher_trace"],
-    ).assign_attrs(task="world", study="permutations")
+    return (
+        with_policies(ds)
+        .assign(
+            selected=(("run", "layer"), selected),
+            trainable=(("run", "step", "layer"), (ds["step"].values[:, None] >= selected[:, None]).astype(np.int8)),
+            fisher_trace_se=0.1 * ds["fisher_trace"],
+        )
+        .assign_attrs(task="world", study="permutations")
+    )
+
+
+def with_policies(ds):
+    """Schedules that are named by a policy's id have it; top-down too; all others are orders. As a sweep labels them."""
+    names = ds["schedule"].values.tolist()
+    ids = [name.replace("top-down", "top_down") for name in names]
+    ids = [name if name in policies.NAMED else "permutation" for name in ids]
+    labels = [
+        policies.NAMED[policy].label_of(name) if policy in policies.NAMED else name
+        for name, policy in zip(names, ids, strict=True)
+    ]
+    return ds.assign_coords(policy=("run", ids), label=("run", labels))
 
 
 def _compared():
     """The paper's methods; FUN opens layers a little out of order."""
     ds = _sweep(3)
-    methods = ["standard", "top-down", "fun", "random", "reverse", "linear_probing"]
+    methods = ["standard", "top-down", "fun", "random", "bottom_up", "linear_probing"]
     names = dict(zip(stores.schedules(ds), methods, strict=False))
     ds = ds.isel(run=np.flatnonzero(np.isin(ds["schedule"].values, list(names))))
-    return ds.assign_coords(schedule=("run", [names[name] for name in ds["schedule"].values]))
+    return with_policies(ds.assign_coords(schedule=("run", [names[name] for name in ds["schedule"].values])))
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +276,7 @@ def test_table_2_marks_the_best_and_has_our_rows():
     ]
     assert re.search(r"\| GU \(top-down\) \| [\d.]+ \| [\d.]+ \| \*?\*?[\d.]+ ± [\d.]+", plain)
     assert "\\textbf{63.47 $\\pm$ 0.12 / 43.55 $\\pm$ 0.11}" in tables.latex(table)
-    with pytest.raises(ValueError, match="no two of GU"):
+    with pytest.raises(ValueError, match="no two of top_down"):
         tables.build(11, _sweep())
 
 
@@ -305,19 +321,21 @@ def test_our_rows_of_table_2_are_source_lowest_and_average_of_the_papers_methods
     """F1 and exact match; the lowest target is the first method's; other schedules' missing seeds do not matter."""
     ds = _compared()
     ds = ds.assign(source_metric=0.5 + ds["source_metric"], exact_match=ds["metric"] / 4)
-    gone = (ds["schedule"].values == "reverse") & (ds["seed"].values == 2)
-    other = ds.isel(run=np.flatnonzero(gone)).assign_coords(schedule=("run", ["an order"]))
+    gone = (ds["schedule"].values == "bottom_up") & (ds["seed"].values == 2)
+    other = ds.isel(run=np.flatnonzero(gone)).assign_coords(
+        schedule=("run", ["an order"]), policy=("run", ["permutation"])
+    )
     ds = xr.concat([ds.isel(run=np.flatnonzero(~gone)), other], "run")
     block = tables.build(2, ds).blocks[-1]
     assert block.header[0].endswith("2 seeds)")  # that all the paper's methods have
     both = ds.isel(run=np.flatnonzero(ds["seed"].values < 2))
     results = 100 * analysis.results(both)
     of = {
-        name: results.isel(run=np.flatnonzero(results["schedule"].values == name)) for name in ("standard", "reverse")
+        name: results.isel(run=np.flatnonzero(results["schedule"].values == name)) for name in ("standard", "bottom_up")
     }
     low = of["standard"]["target_result"].mean("run").idxmin("target").item()
     assert block.header[2] == f"Lowest ({low})"
-    for row, name in ((block.rows[0], "standard"), (block.rows[-1], "reverse")):
+    for row, name in ((block.rows[0], "standard"), (block.rows[-1], "bottom_up")):
         one = of[name]
         transfer = analysis.mean_interval(one["transfer"].values)
         lowest = float(one["target_result"].sel(target=low).mean())
@@ -398,9 +416,10 @@ def test_forest_is_sorted_and_fills_what_is_found():
     ds = _sweep(8)
     compared = analysis.compare(analysis.by_schedule(analysis.transfer(ds)))
     ax = Figure().subplots()
-    plots.forest(ax, compared)
+    plots.forest(ax, compared, plots.labels(ds))
     names = [text.get_text() for text in ax.get_yticklabels()]
-    assert names[-1] == plots.label(str(compared["schedule"].values[int(np.argmax(compared["difference"].values))]))
+    best = str(compared["schedule"].values[int(np.argmax(compared["difference"].values))])
+    assert names[-1] == plots.labels(ds)[best]
     filled = sum(line.get_markerfacecolor() != "white" for line in ax.get_lines() if line.get_marker() == "o")
     assert filled == int((compared["p_adjusted"] < 0.05).sum())
     one = Figure().subplots()
@@ -433,15 +452,35 @@ def test_correlations_are_drawn_where_there_are_any():
     assert [text.get_text() for text in ax.get_yticklabels()] == ["peak", "width", "area"]
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("top_down", "GU (top-down)"),
-        ("GU", "GU (top-down)"),
-        ("linear_probing", "LPFT"),
-        ("Fun", "FUN"),
-        ("9-8", "9-8"),
-    ],
-)
-def test_schedules_have_the_papers_names(name, said):
-    assert plots.label(name) == said
+def test_a_policy_of_the_users_own_is_in_every_figure_and_table_of_methods():
+    """Named by its label, drawn by itself, not among the fixed orders; nothing of the project knows it."""
+    ds = _compared()
+    own = ds["schedule"].values == "random"
+    ds = ds.assign_coords(
+        policy=("run", np.where(own, "two_at_a_time", ds["policy"])),
+        label=("run", np.where(own, "two at a time", ds["label"])),
+    )
+    assert [row[0] for row in tables.build(2, ds).blocks[-1].rows][-1] == "two at a time"
+    assert [row[0] for row in tables.build(11, ds).blocks[-1].rows] == ["GU (top-down)", "reverse", "two at a time"]
+    for name in ("fig2", "fig5", "forest"):
+        texts = [text.get_text() for text in command.FIGURES[name](ds).findobj(Text)]
+        assert any("two at a time" in text for text in texts), name
+    assert "distance from top-down: FUN" in str([text.get_text() for text in figures.fig5(ds).findobj(Text)])
+
+
+def test_a_record_that_names_no_policies_says_so():
+    with pytest.raises(ValueError, match="assign a coordinate policy over run"):
+        figures.fig3(_sweep().drop_vars("policy"))
+
+
+@pytest.mark.parametrize("path", sorted(command.DATA.glob("*.nc")), ids=lambda path: path.stem)
+def test_the_committed_records_name_the_papers_policies(path):
+    known = stores.policies(stores.read(path))
+    assert (known["standard"], known["top-down"]) == ("standard", "top_down")
+    assert {policy for name, policy in known.items() if name.startswith("figure-4/")} <= {"permutation"}
+    assert set(known.values()) <= {*policies.NAMED, "permutation"}
+
+
+def test_stores_and_policies_agree_on_ids():
+    """`paper_figures` must not import torch, so that it repeats the ids that it compares."""
+    assert set(stores.PAPERS) == set(policies.NAMED)

@@ -57,7 +57,10 @@ def test_the_command_line_gives_the_same_study(tmp_path):
     """In single precision, whose last digits depend on the processor."""
     arguments = ["permutations", "--seeds", "1", "--schedules", "2", "--steps", "30", "--workers", "2"]
     assert main([*arguments, "--out", str(tmp_path / "runs")]) == 0
-    with xr.open_dataset(GOLDEN / "permutations.nc") as golden, xr.open_dataset(tmp_path / "runs/permutations.nc") as ds:
+    with (
+        xr.open_dataset(GOLDEN / "permutations.nc") as golden,
+        xr.open_dataset(tmp_path / "runs/permutations.nc") as ds,
+    ):
         assert ds["schedule"].values.tolist() == golden["schedule"].values.tolist()
         assert set(golden.data_vars) <= set(ds.data_vars)
         for name in ("metric", "source_metric"):

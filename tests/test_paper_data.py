@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
-from fisherdyn.sweep.studies import FIGURE_4
+from fisherdyn.sweep.orders import FIGURE_4
 from paper_figures import consistency, published
 
 

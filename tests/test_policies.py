@@ -350,3 +350,30 @@ def test_refuses_loaders_that_training_would_lose(small, batches):
 def test_fun_breaks_ties_upwards():
     now = SelectionContext(0, ("0", "1", "2", "3"), ("3",), dict.fromkeys("012", (1.0, 0.0)))
     assert policies.fun().select(now) == ("2",)
+
+
+@pytest.mark.parametrize(
+    ("policy", "schedule", "label"),
+    [
+        ("top_down", "top_down", "GU (top-down)"),
+        ("top_down", "top-down", "GU (top-down)"),
+        ("top_down", "GU", "GU (top-down)"),
+        ("linear_probing", "linear_probing", "LPFT"),
+        ("linear_probing", "LPFT", "LPFT"),
+        ("fun", "Fun", "FUN"),
+        ("bottom_up", "reverse", "reverse"),
+        ("full", "full", "full fine-tuning"),
+        ("top_down", "top-down, k = 2", "top-down, k = 2"),
+        ("standard", "9-8", "9-8"),
+    ],
+)
+def test_a_schedule_that_bears_its_policys_name_is_shown_by_the_label(policy, schedule, label):
+    assert policies.NAMED[policy].label_of(schedule) == label
+
+
+def test_a_policy_is_labelled_by_its_id_unless_it_has_a_label():
+    def none(_):
+        return ()
+
+    assert policies.Policy("mine", none, none).label == "mine"
+    assert policies.Policy("mine", none, none, label="My own").label_of("Mine") == "My own"

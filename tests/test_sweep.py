@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from fisherdyn.sweep import report, studies
+from fisherdyn.sweep import report
 from fisherdyn.sweep.__main__ import main, parse, plan, sweep
 from fisherdyn.sweep.engine import InProcess
 from fisherdyn.sweep.execute import execute
+from fisherdyn.sweep.orders import FIGURE_4, random_orders
 from fisherdyn.sweep.planning import selected
+from fisherdyn.sweep.runs import Run, Settings
 from fisherdyn.sweep.store import SweepStore
-from fisherdyn.sweep.studies import FIGURE_4, Settings
 
 COMMAND = [sys.executable, "-m", "fisherdyn.sweep"]
 SIZES = {"train_examples": 64, "dev_examples": 20, "test_examples": 20, "probe_examples": 8}
@@ -37,7 +38,8 @@ def stored(folder: Path) -> xr.Dataset:
 
 def small_sweep(folder: Path) -> int:
     """The first three rows of `permutations`, small."""
-    with SweepStore(folder, "permutations", studies.permutations([0], 2), SMALL) as store:
+    runs, _ = planned("permutations", "--seeds", "1", "--schedules", "2")
+    with SweepStore(folder, "permutations", runs, SMALL) as store:
         return sweep(store, range(3), lambda watch: InProcess(execute, watch), lambda: None)
 
 
@@ -87,23 +89,28 @@ def test_is_a_dataset_that_plain_xarray_opens(finished):
         (["--order", "a,b"], "expected layer numbers separated by commas"),
         (["--order", "10,9,8,7,6,5,4,3,2,1,0"], "is there already"),
         (["--schedules", "11"], "Figure 4 has 10; choose 0 to 10"),
-        (["--schedules", "-1"], "choose 0 to 10"),
-        (["--steps", "0"], "--steps 0: expected at least 1"),
-        (["--steps", "many"], "invalid int value: 'many'"),
-        (["--seeds", "0"], "--seeds 0: expected at least 1"),
-        (["--workers", "0"], "--workers 0: expected at least 1"),
-        (["--first-seed", "-1"], "--first-seed -1: expected at least 0"),
-        (["--interval", "0"], "--interval 0: expected at least 1"),
-        (["--lr", "0"], "--lr 0.0: expected a positive number"),
-        (["--lr", "nan"], "--lr nan: expected a positive number"),
+        (["--schedules", "-1"], "expected schedules as a whole number of at least 0, got -1"),
+        (["--steps", "0"], "expected steps as a whole number of at least 1, got 0"),
+        (["--steps", "many"], "Invalid value for --steps: expected a whole number, got 'many'"),
+        (["--steps", "2.5"], "Invalid value for --steps: expected a whole number, got '2.5'"),
+        (["--seeds", "0"], "expected seeds as a whole number of at least 1, got 0"),
+        (["--workers", "0"], "expected workers as a whole number of at least 1, got 0"),
+        (["--first-seed", "-1"], "expected first_seed as a whole number of at least 0, got -1"),
+        (["--interval", "0"], "expected interval as a whole number of at least 1, got 0"),
+        (["--record-every", "0"], "expected record_every as a whole number of at least 1, got 0"),
+        (["--lr", "0"], "expected lr as a number above 0, got 0.0"),
+        (["--lr", "nan"], "expected lr as a number above 0, got nan"),
+        (["--precision", "int4"], 'Invalid value "int4" for --precision. Choose from: "float32", "bf16"'),
+        (["--patience", "0"], "expected patience as a whole number of at least 1, got 0"),
+        (["--dry-run", "--status"], "expected --dry-run or --status, got both"),
         (["--task", "moon"], "unknown task 'moon': choose one of world, "),
         (["--only", "moon"], "--only moon: no such run; schedules: standard, top-down, figure-4/1"),
-        (["--random-orders", "0"], "--random-orders 0: expected at least 1"),
-        (["--random-orders", "3", "--schedules", "2"], "not allowed with argument"),
-        (["--device", "abacus"], "--device abacus: torch knows no such device"),
+        (["--random-orders", "0"], "expected random_orders as a whole number of at least 1, got 0"),
+        (["--random-orders", "3", "--schedules", "2"], "expected --schedules or --random-orders, got both"),
+        (["--device", "abacus"], "device abacus: torch knows no such device"),
         (["--status"], "holds no sweep"),
         (["--no-resume", "--out", "OTHER"], "holds a sweep; choose another folder or delete it"),
-        (["--speed", "9"], "unrecognized arguments: --speed 9"),
+        (["--speed", "9"], "Unknown option: --speed"),
         (["--out", "FILE"], "expected a folder, found a file"),
         (["--out", "FILE/sub"], "cannot be written"),
         (["--out", "OTHER"], "holds a sweep with other settings and runs and versions"),
@@ -170,19 +177,19 @@ def test_plan_shares_seeds_and_leaves_time_with_all_open():
 
 
 def planned(*arguments: str):
-    return plan(parse(list(arguments))[1])
+    return plan(parse(arguments))
 
 
 def test_sampled_orders_keep_to_footnote_8():
     """Layer 10 or 9 first; top-down is the paper's own addition; a larger sample begins with the smaller one."""
-    orders = studies.random_orders(400)
+    orders = random_orders(400)
     assert len(set(orders)) == 400
     assert all(sorted(order) == list(range(11)) for order in orders)
     first = [order[0] for order in orders]
     assert set(first) == {9, 10}
     assert abs(first.count(9) - 200) < 3 * 10  # three standard deviations of a fair coin
     assert FIGURE_4[0] not in orders
-    assert studies.random_orders(5) == orders[:5]
+    assert random_orders(5) == orders[:5]
     runs, _ = planned("permutations", "--random-orders", "9", "--seeds", "2")
     rows = list(dict.fromkeys(run.schedule for run in runs))
     assert rows == ["standard", "top-down", *(f"random-order/{i}" for i in range(1, 10))]
@@ -201,7 +208,7 @@ def test_intervals_are_the_recipes_or_ones_own():
     assert len(runs) == 2 * 5
     assert {settings.of(run).interval for run in runs if run.policy != "standard"} == {3, 5}
     for wrong in ("3,x", "0", "3,3"):
-        with pytest.raises(ValueError, match=f"--intervals {wrong}: expected"):
+        with pytest.raises(ValueError, match="expected intervals"):
             planned("interval", "--intervals", wrong)
 
 
@@ -286,7 +293,7 @@ def test_one_seed_has_no_interval():
 
 
 def test_a_sweep_begun_with_other_versions_is_not_gone_on_with(tmp_path):
-    runs = studies.permutations([0], 0)
+    runs = [Run("standard", (), 0)]
     SweepStore(tmp_path, "permutations", runs, Settings()).close()
     plan_file = tmp_path / "sweep.json"
     plan_file.write_text(plan_file.read_text().replace('"revision": "', '"revision": "another-'))

@@ -19,7 +19,7 @@ from fisherdyn.sweep.__main__ import main
 from fisherdyn.sweep.cluster import queue
 from fisherdyn.sweep.engine import InProcess, Job, run_all
 from fisherdyn.sweep.failures import Failure
-from fisherdyn.sweep.studies import Run, Settings
+from fisherdyn.sweep.runs import Run, Settings
 from fisherdyn.sweep.studyfile import read
 
 SMALL = """

@@ -9,8 +9,10 @@ import nothing
 import pytest
 import xarray as xr
 
+from fisherdyn import tasks
 from fisherdyn.sweep import progress
 from fisherdyn.sweep.__main__ import main, parse, plan
+from paper_figures import __main__ as paper_figures
 
 STUDY = str(Path(nothing.__file__))
 MINE = """
@@ -31,18 +33,18 @@ def written(folder: Path, text: str, name: str = "mine.yaml") -> str:
 
 
 def test_yaml_is_options_and_rows(tmp_path):
-    runs, settings = plan(parse([written(tmp_path, MINE)])[1])
+    runs, settings = plan(parse([written(tmp_path, MINE)]))
     assert [run.schedule for run in runs] == ["standard", "odd first", "gentle"] * 2
     assert (settings.steps, settings.lr) == (40, 1e-3)
     assert runs[1].order == (9, 7, 5, 3, 1, 10, 8, 6, 4, 2, 0)
     assert (settings.of(runs[2]).lr, settings.of(runs[2]).interval, runs[2].policy) == (2e-3, 3, "top_down")
-    runs, settings = plan(parse([written(tmp_path, MINE), "--steps", "8", "--seeds", "1"])[1])
+    runs, settings = plan(parse([written(tmp_path, MINE), "--steps", "8", "--seeds", "1"]))
     assert (len(runs), settings.steps) == (3, 8)
 
 
 def test_rows_may_share_what_yaml_merges(tmp_path):
     text = "schedules:\n  x: &x {policy: fun, lr: 0.1}\n  y: &y {<<: *x, lr: 0.2}\n  z: {<<: *y, lr: 0.3}\n"
-    runs, _ = plan(parse([written(tmp_path, text), "--seeds", "1"])[1])
+    runs, _ = plan(parse([written(tmp_path, text), "--seeds", "1"]))
     assert [(run.policy, run.changes["lr"]) for run in runs] == [("fun", 0.1), ("fun", 0.2), ("fun", 0.3)]
 
 
@@ -51,95 +53,117 @@ def test_python_brings_a_policy(tmp_path):
 from fisherdyn import policies
 
 options = {"steps": 2, "seeds": 1, "interval": 1}
-policies = {"lowest two": lambda: policies_of_mine()}
-
-
-def policies_of_mine():
-    from fisherdyn.policies import surgical
-
-    return surgical([0, 1])
-
-
+policies = [policies.Policy("lowest_two", lambda layers: layers[:2], lambda context: (), label="lowest two")]
 SMALL = {"train_examples": 16, "dev_examples": 4, "test_examples": 4, "probe_examples": 4, "languages": ["ka"]}
-schedules = {"mine": {"policy": "lowest two", "record_every": 2, "evaluate_every": 2, **SMALL}}
+schedules = {"mine": {"policy": "lowest_two", "record_every": 2, "evaluate_every": 2, **SMALL}}
 """
     path = written(tmp_path, text, "mine.py")
     assert main([path, "--workers", "1", "--out", str(tmp_path / "out")]) == 0
     with xr.open_dataset(tmp_path / "out" / "mine.nc") as ds:
         assert ds["trainable"].isel(run=0, step=-1).values.tolist() == [1, 1] + [0] * 10
+        assert (ds["policy"].item(), ds["label"].item()) == ("lowest_two", "mine")
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.yaml", "schedules: [", "no YAML"),
-        ("a.yaml", "- 1", "expected options and schedules by name, got list"),
-        ("a.yaml", "steps: 3", "expected schedules, each a name with its policy or order"),
-        ("a.yaml", "schedules: {x: {}}", "schedule x: expected a policy or an order"),
-        ("a.yaml", "schedules: {x: {policy: magic}}", "schedule x: unknown policy 'magic': choose one of standard,"),
-        ("a.yaml", "schedules: {x: {order: [1, 1]}}", "schedule x: order 1,1: expected each of 0 to 10 once"),
-        ("a.yaml", "speed: 3\nschedules: {x: {policy: fun}}", "unknown option speed: choose from"),
-        (
-            "a.yaml",
-            "schedules:\n  x: {policy: fun}\n  y: {policy: fun}\n  x: {policy: standard}",
-            "a.yaml: line 4: x is there already, in line 2: rename it or leave one out",
-        ),
-        ("a.yaml", "steps: 3\nsteps: 4\nschedules: {x: {policy: fun}}", "line 2: steps is there already, in line 1"),
-        ("a.yaml", "schedules: {x: {policy: fun, lr: 1.0e-3, lr: 0.1}}", "line 1: lr is there already, in line 1"),
-        ("a.yaml", "schedules: {1: {policy: fun}, '1': {policy: fun}}", "schedule 1 is there twice"),
-        ("a.yaml", "day: 2024-13-45", "a.yaml: month must be in 1..12"),
-        ("a.yaml", "steps: 3.5\nschedules: {x: {policy: fun}}", "a.yaml: argument --steps: invalid int value: '3.5'"),
-        ("a.yaml", "lr: [1]\nschedules: {x: {policy: fun}}", "argument --lr: invalid float value: '[1]'"),
-        ("a.yaml", "schedules: {x: {policy: fun, lr: abc}}", "a.yaml: schedule x: lr abc: expected a positive number"),
-        ("a.yaml", "schedules: {x: {policy: fun, lr: 0}}", "a.yaml: schedule x: lr 0: expected a positive number"),
-        ("a.yaml", "schedules: {x: {policy: fun, lr: .nan}}", "schedule x: lr nan: expected a positive number"),
-        ("a.yaml", "schedules: {x: {policy: fun, lr: yes}}", "schedule x: lr True: expected a positive number"),
-        (
-            "a.yaml",
-            "schedules: {x: {policy: fun, steps: 0}}",
-            "schedule x: steps 0: expected a whole number of at least",
-        ),
-        ("a.yaml", "schedules: {x: {policy: fun, steps: 3.5}}", "schedule x: steps 3.5: expected a whole number"),
-        ("a.yaml", "schedules: {x: {policy: fun, steps: many}}", "schedule x: steps many: expected a whole number"),
-        ("a.yaml", "schedules: {x: {policy: fun, interval: -1}}", "schedule x: interval -1: expected a whole number"),
-        ("a.yaml", "schedules: {x: {policy: fun, interval:}}", "schedule x: interval None: expected a whole number"),
-        (
-            "a.yaml",
-            "schedules: {x: {policy: fun, interval: [1, 4, 6]}}",
-            "a.yaml: schedule x: interval [1, 4, 6]: expected one number of steps",
-        ),
-        (
-            "a.yaml",
-            "schedules: {x: {policy: fun, intervall: 3, seeds: 4}}",
-            "a.yaml: schedule x: unknown key intervall, seeds: a schedule may have policy, order, lr, steps, interval, "
-            "record_every, evaluate_every, device, fit, task, and the options of task 'world': train_examples, ",
-        ),
-        (
-            "a.yaml",
-            "schedules: {x: {policy: fun, options: {}}}",
-            "schedule x: unknown key options: a schedule may have",
-        ),
-        ("a.yaml", "schedules: {x: {policy: fun, task: moon}}", "schedule x: unknown task 'moon': choose one of world"),
-        ("a.yaml", "schedules: {x: {policy: fun, tuning: no-such}}", "a.yaml: schedule x: unknown tuning 'no-such'"),
-        (
-            "a.yaml",
-            "schedules: {x: {policy: fun, train_examples: 0}}",
-            "schedule x: train_examples 0: expected a whole",
-        ),
-        ("a.yaml", "schedules: {x: {policy: fun, batch: many}}", "a.yaml: schedule x: "),
-        ("a.yaml", "schedules: {x: {policy: fun, device: abacus}}", "schedule x: device abacus: torch knows no such"),
-        ("a.yaml", "schedules: {x: {policy: fun, fit: 3}}", "schedule x: fit 3: expected arguments of fit() by name"),
-        (
-            "a.py",
-            "schedules = {'x': {'policy': 'fun', 'lr': -1}}",
-            "a.py: schedule x: lr -1: expected a positive number",
-        ),
-        ("a.py", "schedules = {'x': {'policy': 'fun', 'intervall': 1}}", "a.py: schedule x: unknown key intervall"),
-        ("a.py", "1/0", "ZeroDivisionError"),
-        ("a.py", "x = 1", "expected schedules"),
-        ("a.yaml", None, "cannot be read"),
-    ],
-)
+MY_POLICY = """
+from fisherdyn.policies import Policy
+
+options = {"steps": 4, "seeds": 2, "interval": 1}
+policies = [Policy("two_at_a_time", lambda layers: layers[-2:], lambda context: context.frozen[-2:], label="two at a time")]
+SMALL = {"record_every": 2, "evaluate_every": 2, "train_examples": 16, "dev_examples": 4, "test_examples": 4}
+SMALL = {**SMALL, "probe_examples": 4, "languages": "ka,te"}
+schedules = {name: {"policy": name, **SMALL} for name in ("standard", "top_down", "two_at_a_time")}
+"""
+
+
+def test_a_policy_of_ones_own_is_named_coloured_and_tabled(tmp_path, capsys):
+    """By the command line alone, from a file: in the report, and in the paper's figures and tables."""
+    out = tmp_path / "out"
+    assert main([written(tmp_path, MY_POLICY, "mine.py"), "--workers", "1", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "| two_at_a_time |  | 16 |" in said
+    assert "| top_down | Ada+GU | 16 |" in said
+    with xr.open_dataset(out / "mine.nc") as ds:
+        assert ds["label"].values.tolist() == ["standard", "GU (top-down)", "two at a time"] * 2
+        opened = ds["selected"].sel(run=2).values.tolist()
+        assert opened == [-1, -1, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0]
+    drawn = tmp_path / "drawn"
+    names = ["fig2", "forest", "table2"]
+    assert paper_figures.main([*names, "--runs", str(out / "mine.nc"), "--format", "svg", "--out", str(drawn)]) == 0
+    assert "| two at a time |" in (drawn / "table2-mine.md").read_text()
+    assert all((drawn / f"{name}-mine.svg").exists() for name in names[:2])
+
+
+FILES = [
+    ("schedules: [", "no YAML"),
+    ("- 1", "expected options and schedules by name, got list"),
+    ("steps: 3", "expected schedules, each a name with its policy or order"),
+    ("speed: 3\nschedules: {x: {policy: fun}}", "unknown option speed: choose from"),
+    (
+        "schedules:\n  x: {policy: fun}\n  y: {policy: fun}\n  x: {policy: standard}",
+        'a.yaml: line 4: no YAML (found duplicate key "x"',
+    ),
+    ("steps: 3\nsteps: 4\nschedules: {x: {policy: fun}}", 'line 2: no YAML (found duplicate key "steps"'),
+    ("schedules: {x: {policy: fun, lr: 1.0e-3, lr: 0.1}}", 'line 1: no YAML (found duplicate key "lr"'),
+    ("schedules: {1: {policy: fun}, '1': {policy: fun}}", "schedule 1 is there twice"),
+    ("day: 2024-13-45", "a.yaml: month must be in 1..12"),
+    (
+        "steps: 3.5\nschedules: {x: {policy: fun}}",
+        "a.yaml: expected steps as a whole number of at least 1, got 3.5",
+    ),
+    ("lr: [1]\nschedules: {x: {policy: fun}}", "a.yaml: expected lr as a number above 0, got [1]"),
+    ("dry_run: true\nstatus: true\nschedules: {x: {policy: fun}}", "expected --dry-run or --status, got both"),
+]
+"""YAML files that are no study, and what is said of them."""
+
+COUNT, RATE = "as a whole number of at least 1", "as a number above 0"
+ROWS = [
+    ("", "expected a policy or an order"),
+    ("policy: magic", "unknown policy 'magic': choose one of standard,"),
+    ("order: [1, 1]", "order 1,1: expected each of 0 to 10 once"),
+    ("policy: fun, lr: abc", f"expected lr {RATE}, got 'abc'"),
+    ("policy: fun, lr: 0", f"expected lr {RATE}, got 0"),
+    ("policy: fun, lr: .nan", f"expected lr {RATE}, got nan"),
+    ("policy: fun, lr: true", f"expected lr {RATE}, got True"),
+    ("policy: fun, steps: 0", f"expected steps {COUNT}, got 0"),
+    ("policy: fun, steps: 3.5", f"expected steps {COUNT}, got 3.5"),
+    ("policy: fun, steps: 3.0", f"expected steps {COUNT}, got 3.0"),
+    ("policy: fun, steps: many", f"expected steps {COUNT}, got 'many'"),
+    ("policy: fun, interval: -1", f"expected interval {COUNT}, got -1"),
+    ("policy: fun, interval: null", f"expected interval {COUNT}, got None"),
+    ("policy: fun, interval: [1, 4, 6]", f"expected interval {COUNT}, got [1, 4, 6]"),
+    ("policy: fun, patience: 0", f"expected patience {COUNT}, got 0"),
+    ("policy: fun, precision: int4", "expected precision as one of float32, bf16, got 'int4'"),
+    (
+        "policy: fun, intervall: 3, seeds: 4",
+        "unknown key intervall, seeds: a schedule may have policy, order, task, steps, lr, interval, record_every, "
+        "evaluate_every, device, lr_schedule, ",
+    ),
+    ("policy: fun, options: {}", "unknown key options: a schedule may have"),
+    ("policy: fun, fit: {patience: 2}", "unknown key fit: a schedule may have"),
+    ("policy: fun, task: moon", "unknown task 'moon': choose one of world"),
+    ("policy: fun, tuning: no-such", "unknown tuning 'no-such'"),
+    ("policy: fun, train_examples: 0", f"expected train_examples {COUNT}, got 0"),
+    ("policy: fun, batch: many", ""),
+    ("policy: fun, device: abacus", "device abacus: torch knows no such"),
+]
+"""Rows that no run can be made of, and what is said of them after the file and the row."""
+
+PYTHON = [
+    ("schedules = {'x': {'policy': 'fun', 'lr': -1}}", f"a.py: schedule x: expected lr {RATE}, got -1"),
+    ("schedules = {'x': {'policy': 'fun', 'intervall': 1}}", "a.py: schedule x: unknown key intervall"),
+    ("1/0", "ZeroDivisionError"),
+    ("x = 1", "expected schedules"),
+    ("policies = {'mine': None}", "expected policies as a list of fisherdyn.policies.Policy"),
+]
+CASES = [
+    *[("a.yaml", *case) for case in FILES],
+    *[("a.yaml", f"schedules: {{x: {{{row}}}}}", f"a.yaml: schedule x: {message}") for row, message in ROWS],
+    *[("a.py", *case) for case in PYTHON],
+    ("a.yaml", None, "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), CASES)
 @pytest.mark.parametrize("way", [[], ["--dry-run"]])
 def test_a_wrong_file_ends_with_one_line_and_2(tmp_path, capsys, name, text, message, way):
     path = written(tmp_path, text, name) if text is not None else str(tmp_path / name)
@@ -151,18 +175,75 @@ def test_a_wrong_file_ends_with_one_line_and_2(tmp_path, capsys, name, text, mes
     assert err.count("\n") == 1
 
 
-def test_numbers_that_yaml_takes_for_texts(tmp_path):
-    text = "lr: 1e-2\nschedules:\n  x: {policy: fun, lr: 1e-3, interval: 3.0, train_examples: 8, fit: {patience: 2}}\n"
-    runs, settings = plan(parse([written(tmp_path, text), "--seeds", "1"])[1])
+def test_numbers_of_yaml(tmp_path):
+    text = "lr: 1e-2\nschedules:\n  x: {policy: fun, lr: 1e-3, interval: 3, train_examples: 8, patience: 2}\n"
+    runs, settings = plan(parse([written(tmp_path, text), "--seeds", "1"]))
     own = settings.of(runs[0])
     assert (settings.lr, own.lr, own.interval, own.fit) == (1e-2, 1e-3, 3, {"patience": 2})
+
+
+def test_settings_of_fit_are_options_of_every_place(tmp_path):
+    text = "weight_decay: 0.5\nschedules:\n  x: {policy: fun, lr_schedule: linear}\n"
+    runs, settings = plan(parse([written(tmp_path, text), "--seeds", "1", "--patience", "3", "--accumulate", "2"]))
+    expected = {"weight_decay": 0.5, "patience": 3, "accumulate": 2}
+    assert settings.fit == expected
+    assert settings.of(runs[0]).fit == {**expected, "lr_schedule": "linear"}
+    _, settings = plan(parse([written(tmp_path, text), "--weight-decay", "0.1"]))
+    assert settings.fit["weight_decay"] == 0.1
+
+
+MY_TASK = """
+from fisherdyn.tasks.world.task import InferenceTask
+
+
+class Mine(InferenceTask):
+    def __init__(self, train_examples: int = 16) -> None:
+        super().__init__(train_examples=train_examples, dev_examples=4, test_examples=4, probe_examples=4)
+"""
+
+
+@pytest.mark.parametrize("way", ["module:factory", "tasks", "built-in study"])
+def test_a_task_of_ones_own_is_swept(tmp_path, monkeypatch, way):
+    """Named as module:factory in YAML or on the command line, or brought by a Python file."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tasks, "REGISTRY", dict(tasks.REGISTRY))
+    written(tmp_path, MY_TASK, "my_task.py")
+    settings = ["--steps", "2", "--lr", "1e-3", "--seeds", "1", "--workers", "1", "--out", str(tmp_path / "out")]
+    if way == "built-in study":
+        study, name = ["permutations", "--schedules", "0", "--task", "my_task:Mine"], "permutations"
+    elif way == "tasks":
+        text = MY_TASK + "tasks = {'mine': Mine}\noptions = {'task': 'mine'}\nschedules = {'x': {'policy': 'fun'}}\n"
+        study, name = [written(tmp_path, text, "mine.py")], "mine"
+    else:
+        study, name = [written(tmp_path, "task: my_task:Mine\nschedules: {x: {policy: fun}}\n")], "mine"
+    assert main([*study, *settings]) == 0
+    with xr.open_dataset(tmp_path / "out" / f"{name}.nc") as ds:
+        assert ds.sizes["run"] == 1
+        assert ds["step"].values.tolist()[-1] == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("my_task:Mine", "no recipe for task 'my_task:Mine': give steps and lr"),
+        ("my_task:Yours", "task 'my_task:Yours': module 'my_task' has no attribute 'Yours'"),
+        ("no_such_module:Mine", "task 'no_such_module:Mine': there is no module no_such_module"),
+    ],
+)
+def test_what_a_task_of_ones_own_lacks_is_said(tmp_path, monkeypatch, capsys, task, message):
+    monkeypatch.syspath_prepend(tmp_path)
+    written(tmp_path, MY_TASK, "my_task.py")
+    with pytest.raises(SystemExit) as stop:
+        main([written(tmp_path, f"task: {task}\nschedules: {{x: {{policy: fun}}}}\n"), "--dry-run"])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_trainer_of_ones_own_has_keys_of_its_own(tmp_path):
     text = (
         Path(STUDY).read_text() + "\nschedules = {'s1': {'policy': 'standard', 'width': 3, 'train_examples': 'all'}}\n"
     )
-    runs, settings = plan(parse([written(tmp_path, text, "mine.py"), "--seeds", "1"])[1])
+    runs, settings = plan(parse([written(tmp_path, text, "mine.py"), "--seeds", "1"]))
     assert settings.of(runs[0]).options["width"] == 3
 
 
@@ -234,7 +315,8 @@ def test_a_run_says_the_same_notes_as_its_dry_run(tmp_path, capsys):
 
 
 def test_a_policy_of_ones_own_opens_when_it_likes(tmp_path, capsys):
-    text = "policies = {'mine': None}\nschedules = {'x': {'policy': 'mine', 'interval': 500}}\n"
+    text = "from fisherdyn.policies import Policy\npolicies = [Policy('mine', tuple, tuple)]\n"
+    text += "schedules = {'x': {'policy': 'mine', 'interval': 500}}\n"
     assert main([written(tmp_path, text, "mine.py"), "--dry-run"]) == 0
     assert "note" not in capsys.readouterr().out
 

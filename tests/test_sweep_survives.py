@@ -20,8 +20,8 @@ from fisherdyn.sweep.__main__ import main
 from fisherdyn.sweep.engine import InProcess
 from fisherdyn.sweep.failures import RETRIES
 from fisherdyn.sweep.running import run
+from fisherdyn.sweep.runs import Run, Settings
 from fisherdyn.sweep.store import SweepStore
-from fisherdyn.sweep.studies import Run, Settings
 
 STUDY = str(Path(nothing.__file__))
 ONE, TWO = ["--workers", "1"], ["--workers", "2"]

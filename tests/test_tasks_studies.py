@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import socket
 import subprocess
@@ -16,12 +15,14 @@ import tiny
 import torch
 import xarray as xr
 
-from fisherdyn import analysis, fit, policies, record, tasks
-from fisherdyn.sweep import estimate, recipes, studies, tables
+from fisherdyn import analysis, policies, record, tasks
+from fisherdyn.sweep import recipes, tables
 from fisherdyn.sweep.__main__ import main, parse, plan
 from fisherdyn.sweep.execute import _with_exact_match, execute
+from fisherdyn.sweep.options import FIT, Options
+from fisherdyn.sweep.runs import Run, Settings
 from fisherdyn.sweep.store import SweepStore
-from fisherdyn.sweep.studies import METHODS, Run, Settings
+from fisherdyn.sweep.studies import STUDIES
 from fisherdyn.tasks.metrics import AnswerMetric
 
 shared = pytest.mark.skipif(not tiny.SHARED.is_dir(), reason="the shared data are not beside the project")
@@ -33,6 +34,8 @@ TASKS = {
 }
 
 
+METHODS = [row.schedule for row in STUDIES["compare"].rows]
+LOW_RESOURCE_METHODS = [row.schedule for row in STUDIES["low-resource"].rows]
 WITHOUT_ADAPTER = {"xnli": "es,tr", "xcopa": "it,tr", "xquad": "es,tr", "mlqa": "es,vi"}
 
 
@@ -66,7 +69,7 @@ def test_a_study_trains_swaps_and_evaluates(hub, tmp_path, no_network, capsys, t
     small = ["--seeds", "1", "--steps", "3", "--interval", "1", "--workers", "1", "--train-examples", "16"]
     assert main(["compare", "--task", task, *folders(hub, model), *small, "--out", str(tmp_path)]) == 0
     ds = stored(tmp_path / "compare.nc")
-    assert ds["schedule"].values.tolist() == list(METHODS)
+    assert ds["schedule"].values.tolist() == METHODS
     assert tuple(ds["target"].values) == TASKS[task]
     assert "no language adapter" in ds.attrs["skipped"]
     for name, values in ds.data_vars.items():
@@ -95,7 +98,7 @@ def test_a_study_trains_swaps_and_evaluates(hub, tmp_path, no_network, capsys, t
 @shared
 def test_low_resource_runs_differ_in_length(hub, tmp_path, no_network, capsys, monkeypatch):
     """8, 16 and 48 training examples in batches of 8, an epoch: 1, 2 and 6 updates; every method at each size."""
-    small = {"sizes": (8, 16, 48), "epochs": 1, "batch": 8, "interval": {"GU": [1, 1, 1], "FUN": [1, 1, 1]}}
+    small = {"sizes": (8, 16, 48), "epochs": 1, "batch": 8, "interval": (1, 1, 1), "policies": {}}
     theirs = recipes.every()
     ours = tuple(replace(one, **small) if one.study == recipes.LOW_RESOURCE else one for one in theirs)
     monkeypatch.setattr(recipes, "every", lambda: ours)
@@ -103,7 +106,7 @@ def test_low_resource_runs_differ_in_length(hub, tmp_path, no_network, capsys, m
     assert main(["low-resource", "--task", "xnli", *folders(hub, "xlmr"), *out]) == 0
     ds = stored(tmp_path / "low-resource.nc")
     rows = list(zip(ds["train_examples"].values.tolist(), ds["schedule"].values.tolist(), strict=True))
-    assert rows == 2 * [(size, name) for size in (8, 16, 48) for name in studies.LOW_RESOURCE_METHODS]
+    assert rows == 2 * [(size, name) for size in (8, 16, 48) for name in LOW_RESOURCE_METHODS]
     last = ds["step"].where(ds["source_metric"].notnull()).max("step").values.tolist()
     assert last == 2 * [1, 1, 1, 2, 2, 2, 6, 6, 6]
     summary = analysis.summarise(ds)
@@ -151,7 +154,10 @@ def test_the_hub_switched_off_in_a_process_of_its_own(hub, tmp_path):
     ("arguments", "message"),
     [
         (["--task", "xquad", "--languages", "xx"], "unknown language xx of task xquad"),
-        (["--task", "xquad", "--train-examples", "0"], "--train-examples 0: expected at least 1"),
+        (
+            ["--task", "xquad", "--train-examples", "0"],
+            "expected train_examples as a whole number of at least 1, got 0",
+        ),
         (["--task", "xquad", "--train-examples", "4000"], "train-v1.1: 4000 examples: expected 1 to 48"),
         (["--task", "xquad", "--tuning", "prompt"], "unknown tuning 'prompt'"),
         (["--task", "world"], "task 'world' has no option model, data, adapters"),
@@ -172,24 +178,28 @@ def test_wrong_arguments_end_before_training(hub, tmp_path, capsys, arguments, m
 MBERT, XLMR = "bert-base-multilingual-cased", "xlm-roberta-base"
 
 
+def find(task: str, model: str | None, study: str = recipes.MAIN) -> recipes.Recipe:
+    return recipes.find(study, Options(task=task, model=model))
+
+
 @pytest.mark.parametrize(
-    ("task", "model", "method", "lr", "steps", "k"),
+    ("task", "model", "policy", "lr", "steps", "k"),
     [
         ("xquad", MBERT, "standard", 5e-4, 5 * 2738, 800),
-        ("mlqa", MBERT, "FUN", 5e-4, 5 * 2738, 800),
+        ("mlqa", MBERT, "fun", 5e-4, 5 * 2738, 800),
         ("xquad", XLMR, "standard", 2e-4, 15 * 2738, 800),
-        ("xquad", XLMR, "top-down", 5e-4, 15 * 2738, 800),
-        ("xquad", XLMR, "FUN", 5e-4, 15 * 2738, 100),
+        ("xquad", XLMR, "top_down", 5e-4, 15 * 2738, 800),
+        ("xquad", XLMR, "fun", 5e-4, 15 * 2738, 100),
         ("xcopa", MBERT, "standard", 1e-4, 500 * 7, 50),
-        ("xcopa", MBERT, "LPFT", 1e-5, 5000 * 7, 800),
-        ("xcopa", XLMR, "FUN", 1e-5, 5000 * 7, 1000),
-        ("xnli", MBERT, "LPFT", 5e-4, 15 * 3068, 25),
-        ("xnli", MBERT, "FUN", 5e-4, 15 * 3068, 50),
-        ("xnli", XLMR, "reverse", 5e-4, 15 * 3068, 800),
+        ("xcopa", MBERT, "linear_probing", 1e-5, 5000 * 7, 800),
+        ("xcopa", XLMR, "fun", 1e-5, 5000 * 7, 1000),
+        ("xnli", MBERT, "linear_probing", 5e-4, 15 * 3068, 25),
+        ("xnli", MBERT, "fun", 5e-4, 15 * 3068, 50),
+        ("xnli", XLMR, "bottom_up", 5e-4, 15 * 3068, 800),
     ],
 )
-def test_table_3(task, model, method, lr, steps, k):
-    assert recipes.find("compare", task, model).of(method) == {"lr": lr, "steps": steps, "interval": k}
+def test_table_3(task, model, policy, lr, steps, k):
+    assert find(task, model).of(policy) == {"lr": lr, "steps": steps, "interval": k}
 
 
 @pytest.mark.parametrize(
@@ -202,9 +212,9 @@ def test_table_3(task, model, method, lr, steps, k):
     ],
 )
 def test_table_4_and_appendix_f2(task, model, top_down, fun):
-    recipe = recipes.find("low-resource", task, model)
+    recipe = find(task, model, recipes.LOW_RESOURCE)
     assert recipe.sizes == (1000, 5000, 10000)
-    for method, expected in (("top-down", top_down), ("FUN", fun)):
+    for method, expected in (("top_down", top_down), ("fun", fun)):
         rows = [recipe.of(method, size) for size in recipe.sizes]
         assert [row["interval"] for row in rows] == expected
         assert {row["lr"] for row in rows} == {5e-4}
@@ -215,29 +225,27 @@ def test_table_4_and_appendix_f2(task, model, top_down, fun):
 def test_recipes_are_whole_and_go_to_what_is_there():
     for recipe in recipes.every():
         assert set(recipe.tasks) <= set(tasks.REGISTRY)
-        assert set(recipe.fit) <= set(inspect.signature(fit).parameters)
-        assert {"LPFT", "GU", "FUN"} >= set(recipe.interval)
-    assert set(METHODS.values()) == set(policies.NAMED)
+        assert set(recipe.policies) <= set(policies.NAMED)
+        assert all(set(row) <= {"lr", "epochs", "interval"} for row in recipe.policies.values())
+    assert [row.policy for row in STUDIES["compare"].rows] == list(policies.NAMED)
 
 
-def test_the_best_checkpoint_is_kept_once_fit_can():
-    """Selection on English development data alone is fit's: the paper's recipes ask for it where fit offers it."""
-    offered = "keep_best" in inspect.signature(fit).parameters
-    for recipe in recipes.every():
-        if recipe.model:
-            assert recipe.fit.get("keep_best", False) == offered
+def test_the_best_checkpoint_is_kept_as_in_the_paper():
+    """Selection on English development data alone: the paper's recipes ask for it."""
+    assert "keep_best" in FIT
+    assert all(recipe.keep_best for recipe in recipes.every() if recipe.model)
 
 
 @shared
 def test_a_folder_has_the_recipe_of_the_model_that_it_is_like(hub):
-    assert recipes.find("compare", "xquad", str(hub / "mbert" / "model")).model == MBERT
-    assert recipes.find("compare", "xquad", str(hub / "xlmr" / "model")).model == XLMR
-    assert recipes.find("compare", "xquad", "microsoft/mdeberta-v3-base").model == XLMR
-    assert recipes.find("compare", "xquad", None).model == XLMR
+    assert find("xquad", str(hub / "mbert" / "model")).model == MBERT
+    assert find("xquad", str(hub / "xlmr" / "model")).model == XLMR
+    assert find("xquad", "microsoft/mdeberta-v3-base").model == XLMR
+    assert find("xquad", None).model == XLMR
 
 
 def test_what_the_user_wants_goes_before_the_recipe():
-    runs, settings = plan(parse(["compare", "--task", "xquad", "--steps", "100", "--lr", "1e-3", "--seeds", "1"])[1])
+    runs, settings = plan(parse(["compare", "--task", "xquad", "--steps", "100", "--lr", "1e-3", "--seeds", "1"]))
     by = {run.schedule: settings.of(run) for run in runs}
     assert {own.steps for own in by.values()} == {100}
     assert {own.lr for name, own in by.items() if name != "full"} == {1e-3}
@@ -248,7 +256,7 @@ def test_what_the_user_wants_goes_before_the_recipe():
 
 def test_epochs_are_counted_over_the_examples_that_are_trained_on():
     arguments = ["compare", "--task", "xquad", "--model", MBERT, "--seeds", "1"]
-    all_of_them, few = (plan(parse([*arguments, *more])[1])[1].steps for more in ([], ["--train-examples", "1000"]))
+    all_of_them, few = (plan(parse([*arguments, *more]))[1].steps for more in ([], ["--train-examples", "1000"]))
     assert (all_of_them, few) == (5 * 2738, 5 * 32)
 
 
@@ -264,36 +272,18 @@ def test_settings_are_said_flat_and_plain():
 
 def test_no_such_study_of_a_task():
     with pytest.raises(ValueError, match="no recipe for low-resource of task 'xcopa': choose one of world, "):
-        recipes.find("low-resource", "xcopa", XLMR)
+        find("xcopa", XLMR, recipes.LOW_RESOURCE)
 
 
-def test_a_dry_run_lists_runs_steps_and_hours(capsys):
+def test_a_dry_run_lists_runs_and_steps(capsys):
     assert main(["compare", "--task", "xquad", "--model", MBERT, "--seeds", "4", "--dry-run"]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert len([line for line in lines if line.split()[0] in METHODS]) == 28
     assert "28 runs, " in out
-    assert "not a measurement" in out
     assert "Skipped: th (no language adapter)." in out
     steps = 4 * (6 * 13690 + 3 * 2738)
     assert f"{steps} steps" in out
-
-
-def test_the_estimate_grows_with_what_is_done():
-    recipe = recipes.find("compare", "xquad", XLMR)
-    settings = Settings("xquad", steps=1000, record_every=100, evaluate_every=1000, options={"tuning": "adapter"})
-    hours = estimate.gpu_hours(settings, recipe, 85e6)
-    assert hours > 1000 * 32 * 4 * 85e6 * 220 / 8e12 / 3600
-    assert estimate.gpu_hours(replace(settings, steps=2000), recipe, 85e6) == pytest.approx(2 * hours, rel=0.1)
-    assert estimate.gpu_hours(replace(settings, options={"tuning": "full"}), recipe, 85e6) > 1.1 * hours
-    assert estimate.encoder_weights("no-such-folder") == 85e6
-
-
-@shared
-def test_a_folders_weights_are_counted(hub):
-    network = tasks.load("xnli", model=str(hub / "mbert" / "model"), tuning="full", data=hub / "data").build_model(0)
-    matrices = [p.numel() for n, p in network.named_parameters() if ".layer." in n and p.ndim == 2]
-    assert estimate.encoder_weights(str(hub / "mbert" / "model")) == sum(matrices)
 
 
 # ---- runs of different length in one store ---------------------------------------------------------------------------
@@ -316,9 +306,7 @@ VALUES = [0.5, 0.6, 0.7, 0.801]
 
 def test_runs_of_different_length_share_a_store(tmp_path):
     changes = ({}, {"steps": 4, "lr": 0.1, "record_every": 4, "evaluate_every": 4, "tuning": "full"})
-    runs = [
-        Run(name, (), seed, "standard", own) for seed in (0, 1) for name, own in zip(("x", "y"), changes, strict=True)
-    ]
+    runs = [Run(name, (), seed, "mine", own) for seed in (0, 1) for name, own in zip(("x", "y"), changes, strict=True)]
     settings = Settings(
         steps=10, record_every=5, evaluate_every=10, lr=0.2, options={"tuning": "adapter"}, skipped="th (no)"
     )
@@ -376,7 +364,11 @@ def _study(rows):
         one["source_metric"][:] = source
         one["metric"][:] = np.array(targets)
         made.append(one.assign(exact_match=one["metric"] / 4))
-    return xr.concat(made, "run").assign_coords(train_examples=("run", [row[-1] for row in rows]))
+    known = {"standard": "standard", "FUN": "fun", "top-down": "top_down", "reverse": "bottom_up"}
+    ids = [known[row[0]] for row in rows]
+    return xr.concat(made, "run").assign_coords(
+        train_examples=("run", [row[-1] for row in rows]), policy=("run", ids), label=("run", [row[0] for row in rows])
+    )
 
 
 def test_rows_and_sentences_rest_on_the_same_runs():
@@ -474,9 +466,9 @@ def test_a_variable_that_only_some_runs_have_gets_its_room(tmp_path):
 
 
 def test_rows_by_number_of_training_examples():
-    runs, settings = plan(parse(["low-resource", "--seeds", "1"])[1])
+    runs, settings = plan(parse(["low-resource", "--seeds", "1"]))
     assert [(run.schedule, settings.of(run).options["train_examples"]) for run in runs] == [
-        (name, size) for size in (200, 1000, 4000) for name in studies.LOW_RESOURCE_METHODS
+        (name, size) for size in (200, 1000, 4000) for name in LOW_RESOURCE_METHODS
     ]
     ds = xr.concat([_record(10, 5, 0.1 * i) for i in range(9)], "run").assign_coords(
         schedule=("run", [run.schedule for run in runs]),
@@ -495,7 +487,7 @@ def test_rows_by_number_of_training_examples():
 @pytest.mark.parametrize("method", ["FUN", "full"])
 def test_the_worlds_other_tasks_run_as_a_study_does(name, method):
     small = {"train_examples": 64, "dev_examples": 16, "test_examples": 16, "probe_examples": 8}
-    runs, settings = plan(parse(["compare", "--task", name, "--steps", "3", "--interval", "1", "--seeds", "1"])[1])
+    runs, settings = plan(parse(["compare", "--task", name, "--steps", "3", "--interval", "1", "--seeds", "1"]))
     run = next(run for run in runs if run.schedule == method)
     ds = execute(run, replace(settings, options={**settings.options, **small}))
     assert ds.sizes["target"] == 9

@@ -150,7 +150,7 @@ def test_adam_starts_when_a_layer_opens(model, data):
 @pytest.mark.parametrize("name", policies.NAMED)
 def test_every_policy_trains_and_repeats(model, data, name):
     twin = copy.deepcopy(model)
-    a, b = (run(m, data, policies.NAMED[name]()) for m in (model, twin))
+    a, b = (run(m, data, policies.NAMED[name]) for m in (model, twin))
     xr.testing.assert_identical(a, b)
     assert a["train_loss"][-1] < a["train_loss"][1]
 

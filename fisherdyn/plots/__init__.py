@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .schedules import averaged_schedules, openings
-from .style import ACL_COLUMN, ACL_PAGE, COLOURS, DASHES, STYLE, label, look, marks, save
+from .style import ACL_COLUMN, ACL_PAGE, COLOURS, DASHES, STYLE, labels, look, marks, save
 from .traces import by_layer, curves, heat_map, learning_period
 from .transfer import correlations, figure_4, forest, groups, transfer_by_distance, transfer_groups
 
@@ -20,7 +20,7 @@ __all__ = [
     "forest",
     "correlations",
     "figure_4",
-    "label",
+    "labels",
     "look",
     "marks",
     "save",

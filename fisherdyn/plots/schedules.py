@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .style import GREY, label, look, marks
+from .style import GREY, look, marks
 
 
 def openings(ax: Axes, ds: xr.Dataset) -> Axes:
@@ -37,15 +37,14 @@ def averaged_schedules(ax: Axes, averaged: xr.Dataset) -> Axes:
     The grey diagonal is top-down.
 
     Args:
-        averaged: layer and se over (schedule, opening), from `analysis.averaged_schedule`.
+        averaged: layer and se over (schedule, opening), from `analysis.averaged_schedule`; top-down is left out.
     """
     top = averaged.sizes["opening"] - 1
     ax.plot(averaged["opening"], top - np.arange(top + 1), color=GREY, linewidth=4, alpha=0.35, label="GU (top-down)")
-    others = [name for name in averaged["schedule"].values.tolist() if label(name) != "GU (top-down)"]
-    for i, name in enumerate(others):
+    for i, name in enumerate(averaged["schedule"].values.tolist()):
         schedule = averaged.sel(schedule=name)
         error = None if schedule["se"].isnull().all() else schedule["se"]
-        ax.errorbar(schedule["opening"], schedule["layer"], yerr=error, label=label(name), **marks(i))
+        ax.errorbar(schedule["opening"], schedule["layer"], yerr=error, label=name, **marks(i))
     ax.set_ylim(-0.7, top + 0.7)
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))

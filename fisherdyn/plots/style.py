@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+import xarray as xr
 from matplotlib.figure import Figure
 
 ACL_COLUMN, ACL_PAGE = 3.03, 6.3
@@ -28,21 +30,11 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "0.45"
 
-_NAMES = {
-    "top-down": "GU (top-down)",
-    "gu": "GU (top-down)",
-    "linear-probing": "LPFT",
-    "lpft": "LPFT",
-    "fun": "FUN",
-    "bottom-up": "reverse",
-    "random": "random",
-    "full": "full fine-tuning",
-}
 
-
-def label(schedule: str) -> str:
-    """A schedule's name as the paper has it, however it is spelt; orders of one's own stay as they are."""
-    return _NAMES.get(schedule.lower().replace("_", "-"), schedule)
+def labels(ds: xr.Dataset) -> dict[str, str]:
+    """Schedule -> its name in figures: the record's `label` where it has one, else the schedule itself."""
+    of = ds["label"] if "label" in ds.coords else ds["schedule"]
+    return dict(zip(np.atleast_1d(ds["schedule"]).tolist(), np.atleast_1d(of).tolist(), strict=True))
 
 
 def look(i: int) -> dict[str, Any]:

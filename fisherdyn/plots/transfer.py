@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import analysis
-from .style import ACL_PAGE, COLOURS, GREY, MARKERS, STYLE, label, look, marks
+from .style import ACL_PAGE, COLOURS, GREY, MARKERS, STYLE, labels, look, marks
 from .traces import curves
 
 
@@ -90,11 +90,12 @@ def transfer_by_distance(ax: Axes, ds: xr.Dataset, schedules: Sequence[str]) -> 
         raise ValueError("no distance of its languages from the source: assign a coordinate distance over target")
     table = 100 * analysis.by_schedule(analysis.result(ds))
     table = table.assign_coords(distance=ds["distance"]).sortby("distance")
+    shown = labels(ds)
     for i, name in enumerate(name for name in schedules if name in table["schedule"]):
         accuracy = table.sel(schedule=name)
         n = accuracy.sizes["seed"]
         error = accuracy.std("seed", ddof=1) / np.sqrt(n) if n > 1 else None
-        ax.errorbar(accuracy["distance"], accuracy.mean("seed"), yerr=error, label=label(name), **marks(i))
+        ax.errorbar(accuracy["distance"], accuracy.mean("seed"), yerr=error, label=shown[name], **marks(i))
     for x, name in zip(table["distance"].values, table["target"].values, strict=True):
         ax.annotate(str(name), (x, 1.01), xycoords=("data", "axes fraction"), ha="center", color="0.4", fontsize=7)
     ax.set_xlabel("distance from the source (0 to 1)")
@@ -103,14 +104,16 @@ def transfer_by_distance(ax: Axes, ds: xr.Dataset, schedules: Sequence[str]) -> 
     return ax
 
 
-def forest(ax: Axes, compared: xr.Dataset) -> Axes:
+def forest(ax: Axes, compared: xr.Dataset, names: Mapping[str, str] | None = None) -> Axes:
     """Differences of methods from a baseline, in points with 95 % intervals, the best on top.
 
     A circle is filled where the corrected p is below .05; a cross has no interval.
 
     Args:
         compared: from `analysis.compare`.
+        names: schedule -> its name in the figure, such as `labels(ds)`; by default the schedule itself.
     """
+    names = names or {}
     rows = compared.sortby("difference")
     places = np.arange(rows.sizes["schedule"])
     for at, name in zip(places, rows["schedule"].values, strict=True):
@@ -122,9 +125,10 @@ def forest(ax: Axes, compared: xr.Dataset) -> Axes:
         ax.plot([points["low"], points["high"]], [at, at], color=COLOURS[0], linewidth=1.2)
         ax.plot(points["difference"], at, "o", color=COLOURS[0], markersize=4.5, markerfacecolor=fill)
     ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
-    ax.set_yticks(places, [label(name) for name in rows["schedule"].values])
+    ax.set_yticks(places, [names.get(str(name), str(name)) for name in rows["schedule"].values])
     ax.set_ylim(-0.6, len(places) - 0.4)
-    ax.set_xlabel(f"transfer minus {label(compared.attrs['baseline'])}\n(points, 95 %)")
+    baseline = compared.attrs["baseline"]
+    ax.set_xlabel(f"transfer minus {names.get(baseline, baseline)}\n(points, 95 %)")
     return ax
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from . import estimate, notes, recipes, report, tables
-from .cluster import Cluster, NoSchedulerError, SchedulerLostError
-from .engine import Engine, InProcess, Train, Watch
-from .execute import execute
-from .options import cores, parse
-from .planning import default_folder, open_store, plan, selected, study_file, study_name
+from . import notes, report, tables
+from .cluster import Cluster, SchedulerLostError
+from .commandline import PROGRAM, Command, parse
+from .engine import Engine, InProcess, Watch
+from .listing import listing
+from .planning import folder_of, open_store, plan, selected
 from .processes import Processes
 from .running import run
 from .status import status
@@ -46,27 +46,31 @@ def stoppable() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
-def engine(args: argparse.Namespace, left: int, device: str) -> Callable[[Watch], Engine]:
+def engine(command: Command, left: int, device: str) -> Callable[[Watch], Engine]:
     """What does the runs: one after the other here, several here, or a cluster."""
-    file = study_file(args)
-    train: Train = file.train if file else execute
+    train, scheduler = command.study.train, command.options.scheduler
     gpus = torch.cuda.device_count() if device == "cuda" else 0
-    workers = args.workers or gpus or cores()
-    if args.scheduler:
-        return lambda watch: Cluster(train, watch, args.scheduler, workers)
+    workers = command.options.workers or gpus or cores()
+    if scheduler:
+        return lambda watch: Cluster(train, watch, scheduler, workers)
     if min(workers, left) == 1:
         return lambda watch: InProcess(train, watch)
     return lambda watch: Processes(train, watch, min(workers, left), gpus)
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def sweep(
-    store: SweepStore, wanted: Sequence[int], make: Callable[[Watch], Engine], check_stop: Callable[[], None]
+    store: SweepStore, chosen: Sequence[int], make: Callable[[Watch], Engine], check_stop: Callable[[], None]
 ) -> int:
     """Runs what is left, publishes the dataset and says what it shows; the exit code."""
-    for line in notes.openings([store.runs[index] for index in wanted], store.settings):
+    for line in notes.openings([store.runs[index] for index in chosen], store.settings):
         print(line)
-    failed = run(store, make, wanted, check_stop)
-    _say_results(store)
+    failed = run(store, make, chosen, check_stop)
+    _print_results(store)
     for index, reason in failed.items():
         print(f"failed: {store.runs[index]}: {reason}", file=sys.stderr)
     if failed:
@@ -74,7 +78,7 @@ def sweep(
     return 1 if failed else 0
 
 
-def _say_results(store: SweepStore) -> None:
+def _print_results(store: SweepStore) -> None:
     """The dataset of the runs that are done, its table, and where the files are."""
     done = store.done()
     if not done.any():
@@ -94,38 +98,45 @@ def _say_results(store: SweepStore) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser, args = parse(argv)
+    """Runs a command and returns its exit code.
+
+    Raises:
+        SystemExit: with code 2, after one line on stderr: the command cannot be run as it was typed.
+    """
     try:
         with stoppable() as check_stop:
-            try:
-                if args.status:
-                    print(status(args.out or default_folder(args), study_name(args)))
-                    return 0
-                runs, settings = plan(args)
-                wanted = selected(runs, args.only)
-                if args.dry_run:
-                    recipe = recipes.find(args.study, args.task, args.model)
-                    listed = [runs[index] for index in wanted]
-                    print("\n".join([*notes.openings(listed, settings), estimate.listing(listed, settings, recipe)]))
-                    return 0
-                scheduler = str(args.scheduler or "")
-                if scheduler.endswith((".yaml", ".yml")) and not Path(scheduler).is_file():
-                    raise ValueError(f"--scheduler {scheduler}: there is no such file")  # before the folder is claimed
-                store = open_store(args, runs, settings)
-            except (ValueError, ImportError) as error:
-                parser.error(str(error))
-            with store:
-                left = int((~store.done()[wanted]).sum())
-                try:
-                    return sweep(store, wanted, engine(args, left, settings.device), check_stop)
-                except NoSchedulerError as error:
-                    parser.error(str(error))
+            return _main(argv, check_stop)
+    except (ValueError, ImportError) as error:
+        print(f"{PROGRAM}: {error} (--help lists the options)", file=sys.stderr)
+        raise SystemExit(2) from error
     except SchedulerLostError:
         print("the scheduler is lost; what is finished is kept: repeat the command with a scheduler", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; what is finished is kept: repeat the command to go on", file=sys.stderr)
         return 130
+
+
+def _main(argv: Sequence[str] | None, check_stop: Callable[[], None]) -> int:
+    command = parse(argv)
+    if command is None:
+        return 0
+    options = command.options
+    if options.status:
+        print(status(folder_of(command), command.study.name))
+        return 0
+    runs, settings = plan(command)
+    chosen = selected(runs, options.only)
+    if options.dry_run:
+        listed = [runs[index] for index in chosen]
+        print("\n".join([*notes.openings(listed, settings), listing(listed, settings)]))
+        return 0
+    scheduler = options.scheduler or ""
+    if scheduler.endswith((".yaml", ".yml")) and not Path(scheduler).is_file():
+        raise ValueError(f"--scheduler {scheduler}: there is no such file")  # before the folder is claimed
+    with open_store(command, runs, settings) as store:
+        left = int((~store.done()[chosen]).sum())
+        return sweep(store, chosen, engine(command, left, settings.device), check_stop)
 
 
 if __name__ == "__main__":

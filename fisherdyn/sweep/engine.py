@@ -16,7 +16,7 @@ import xarray as xr
 
 from . import failures
 from .failures import Failure
-from .studies import Run, Settings
+from .runs import Run, Settings
 
 OnStep = Callable[[int, float], None]
 """Called with the number of updates made, and the last one's loss."""

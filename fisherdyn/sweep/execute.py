@@ -10,24 +10,25 @@ import torch
 import xarray as xr
 
 from .. import policies, record, tasks
+from ..policies import Policy
 from ..settings import Evaluation, Execution, Measurement, Metric, Optimization
 from ..tasks.metrics import AnswerMetric
 from ..train import fit
 from ..validation import fields_of
-from .studies import Run, Settings
+from .runs import Run, Settings
 
 
 def execute(
     run: Run,
     settings: Settings,
     on_step: Callable[[int, float], None] | None = None,
-    named: Mapping[str, Callable[[], policies.Policy]] = policies.NAMED,
+    known: Mapping[str, Policy] = policies.NAMED,
 ) -> xr.Dataset:
     """Trains one run from scratch; a pure function of its arguments (on one kind of machine).
 
     Args:
         on_step: called with the number of updates made and the last one's loss.
-        named: the policies that a run may name.
+        known: the policies that a run may name, by id.
     """
     # One thread whatever the engine: sums in another order would be other numbers.
     torch.set_num_threads(1)
@@ -40,7 +41,7 @@ def execute(
     ds = fit(
         model,
         task.train_loader(run.seed),
-        policy=_policy(run, named),
+        policy=policies.permutation(run.order) if run.order else known[run.policy],
         interval=settings.interval,
         optimization=Optimization(steps=settings.steps, lr=settings.lr, **_of(Optimization, settings)),
         measurement=Measurement(loader=task.probe_loader(), every=settings.record_every, **_of(Measurement, settings)),
@@ -58,12 +59,6 @@ def execute(
 def _of(kind: type, settings: Settings) -> dict[str, Any]:
     """The fields of one of fit()'s settings that the study gives."""
     return {name: value for name, value in settings.fit.items() if name in fields_of(kind)}
-
-
-def _policy(run: Run, named: Mapping[str, Callable[[], policies.Policy]]) -> policies.Policy:
-    if run.policy in ("", "permutation"):
-        return policies.permutation(run.order) if run.order else policies.all_at_once()
-    return named[run.policy]()
 
 
 def _with_exact_match(ds: xr.Dataset, metrics: Mapping[str, Metric]) -> xr.Dataset:

@@ -1,131 +1,168 @@
-"""What can be said on the command line."""
+"""Command-line options. A study's file may set all of them, and its rows those of one run, under the same names.
+
+Options that go to `fit` as they are come from its own settings types, so that their types and help are written there alone.
+"""
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from .. import tasks
-from . import studyfile
+from pydantic import BeforeValidator, Field
 
-STUDIES = {
-    "permutations": "standard training and the ten schedules of the paper's Figure 4",
-    "compare": "the rows of Table 2: standard, random, GU, LPFT, FUN, reverse, full fine-tuning",
-    "low-resource": "the rows of Tables 1 and 12: standard, GU and FUN with few training examples",
-    "reverse": "the rows of Table 11: GU, and from the bottom up",
-    "interval": "standard training, and GU and FUN with several k",
+from ..settings import Evaluation, Execution, Measurement, Optimization
+from ..validation import Count, Expected, Natural, Positive, SettingsField, check, fields_of, settings
+
+
+def _parts(value: Any) -> Any:
+    """ "a,b" -> ["a", "b"], also inside of a list; anything else as it is."""
+    texts = [value] if isinstance(value, str) else value
+    return [part for text in texts for part in text.split(",")] if _are_texts(texts) else value
+
+
+def _numbers(value: Any) -> Any:
+    """ "3,5" -> [3, 5]; anything else as it is."""
+    parts = _parts(value)
+    return [int(part) if part.strip().isdigit() else part for part in parts] if _are_texts(parts) else value
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+
+
+Texts = Annotated[tuple[str, ...], Expected("texts")]
+CommaSeparated = Annotated[list[str], BeforeValidator(_parts), Expected("names separated by commas")]
+Counts = Annotated[
+    tuple[Count, ...], BeforeValidator(_numbers), Expected("whole numbers of at least 1 separated by commas")
+]
+
+
+@settings
+class TaskOptions:
+    """What is trained on."""
+
+    task: str = "world"
+    """What is trained on: TASKS, or MODULE:FACTORY for a task of your own."""
+    model: str | None = None
+    """xlm-roberta-base (the default), bert-base-multilingual-cased, microsoft/mdeberta-v3-base, or a folder."""
+    data: str | None = None
+    """Folder with the data sets (default: the hub)."""
+    adapters: str | None = None
+    """Folder with language adapters, one a language (default: the hub)."""
+    tuning: str | None = None
+    """adapter (MAD-X, the default), lora or full."""
+    languages: CommaSeparated | None = None
+    """Targets, such as ar,de (default: the paper's)."""
+    train_examples: Count | None = None
+    """Size of a random subsample of the training set (default: all of it)."""
+
+    def of_task(self) -> dict[str, Any]:
+        """Keyword arguments for `tasks.load`."""
+        named = {name: getattr(self, name) for name in fields_of(TaskOptions) if name != "task"}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@settings
+class RunOptions:
+    """How a run is trained. What is left out comes from the study's recipe."""
+
+    steps: Count | None = None
+    """Updates a run (default: the recipe's)."""
+    lr: Positive | None = None
+    """Learning rate (default: the recipe's)."""
+    interval: Count | None = None
+    """Steps between openings (default: the recipe's)."""
+    record_every: Count | None = None
+    """Steps between records of tr(F) (default: 15 records a run of the world, 40 of the paper's tasks)."""
+    evaluate_every: Count | None = None
+    """Steps between evaluations of the targets (default: four a run)."""
+    device: str | None = None
+    """Device that torch trains on, such as cpu or cuda (default: cuda where there is one)."""
+
+
+@settings
+class Options(TaskOptions, RunOptions):
+    """Options of every study."""
+
+    seeds: Count = 3
+    """Runs of each schedule."""
+    first_seed: Natural = 0
+    """The first seed; the others follow it."""
+    workers: Count | None = None
+    """Processes, or jobs of a cluster's file (default: the number of GPUs, or else of cores)."""
+    scheduler: str | None = None
+    """Dask's: an address such as tcp://host:8786, or a dask-jobqueue YAML file (SLURM)."""
+    out: Path | None = None
+    """Folder (default: runs/STUDY, with task and model)."""
+    resume: bool = True
+    """Whether to go on in a folder that holds a sweep; with --no-resume such a folder is refused."""
+    only: Texts = ()
+    """Do these runs now: SCHEDULE[:SEED], such as 'figure-4/*' or FUN:3; may be repeated."""
+    dry_run: bool = False
+    """List the runs and their steps, and stop."""
+    status: bool = False
+    """Say what of --out is done, has failed and is left."""
+    fit: Mapping[str, Any] = Field(default_factory=dict)
+    """Options of `fit` that were given."""
+
+    def __post_init__(self) -> None:
+        if self.dry_run and self.status:
+            raise ValueError("expected --dry-run or --status, got both")
+
+
+@settings
+class PermutationOptions(Options):
+    """Options of `permutations`."""
+
+    schedules: Natural | None = None
+    """The first N of Figure 4's ten schedules (default: all)."""
+    random_orders: Count | None = None
+    """Top-down and N orders drawn by footnote 8's rule, in the place of Figure 4's."""
+    order: Texts = ()
+    """An order of your own, such as 10,1,0,3,9,6,8,2,5,7,4; may be repeated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedules is not None and self.random_orders is not None:
+            raise ValueError("expected --schedules or --random-orders, got both")
+
+
+@settings
+class IntervalOptions(Options):
+    """Options of `interval`."""
+
+    intervals: Counts = ()
+    """Numbers of steps between openings, such as 5,10,20 (default: a quarter to 1.5 of the recipe's)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.intervals)) < len(self.intervals):
+            raise ValueError(f"expected intervals each once, got {','.join(map(str, self.intervals))}")
+
+
+FIT = {
+    **{name: fields_of(Optimization)[name] for name in ("lr_schedule", "weight_decay", "max_grad_norm", "accumulate")},
+    **{name: fields_of(Measurement)[name] for name in ("labels",)},
+    **{name: fields_of(Evaluation)[name] for name in ("patience", "keep_best")},
+    **{name: fields_of(Execution)[name] for name in ("precision", "gradient_checkpointing", "compile")},
 }
+"""Settings of `fit` that a sweep passes on."""
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line and exit code 2."""
-        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+def checked(values: Mapping[str, Any], known: Mapping[str, SettingsField]) -> dict[str, Any]:
+    """Values in the types of the settings that are known; others as they are.
+
+    Raises:
+        ValueError: a value is not of its type.
+    """
+    return {
+        name: check(name, value, given(known[name].kind)) if name in known else value for name, value in values.items()
+    }
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[Parser, argparse.Namespace]:
-    """The parser, for its errors, and the arguments; `file` is the study's own file, if it has one."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(
-        prog="python -m fisherdyn.sweep",
-        description="Studies of many training runs, resumable. A study is one of those below, or a YAML or Python file.",
-    )
-    commands = parser.add_subparsers(dest="study", required=True, parser_class=Parser, metavar="STUDY")
-    own = Path(argv[0]) if argv and argv[0].endswith(studyfile.SUFFIXES) else None
-    for study, what in {**STUDIES, **({str(own): "the study of that file"} if own else {})}.items():
-        one = commands.add_parser(
-            study, help=what, description=f"{what}, for each seed. Repeat the command to go on where it stopped."
-        )
-        _add_task_options(one)
-        _add_run_options(one)
-        if study == "permutations":
-            _add_orders(one)
-        if study == "interval":
-            one.add_argument("--intervals", metavar="K,K,...", help="(default: a quarter to 1.5 of the recipe's k)")
-        if study == str(own):
-            _take_from_file(parser, one, Path(study))
-    return parser, parser.parse_args(argv)
-
-
-def _take_from_file(parser: Parser, one: argparse.ArgumentParser, path: Path) -> None:
-    """The file's options become defaults, and are read as what is typed is."""
-    try:
-        file = studyfile.read(path)
-        known = {action.dest: action.type for action in one._actions if action.dest != "help"}
-        if unknown := [name for name in file.options if name not in known]:
-            raise ValueError(f"{path}: unknown option {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
-    except ValueError as error:
-        parser.error(str(error))
-    given = {name: value for name, value in file.options.items() if value is not None}
-    one.set_defaults(file=file, **{name: str(value) if known[name] else value for name, value in given.items()})
-
-
-def _add_orders(one: argparse.ArgumentParser) -> None:
-    which = one.add_mutually_exclusive_group()
-    which.add_argument("--schedules", type=int, default=10, metavar="N", help="the first N of Figure 4's (%(default)s)")
-    which.add_argument(
-        "--random-orders",
-        type=int,
-        metavar="N",
-        help="top-down and N orders drawn by footnote 8's rule, not Figure 4's",
-    )
-    one.add_argument(
-        "--order", action="append", default=[], metavar="10,1,...", help="an order of your own; may be repeated"
-    )
-
-
-def _add_task_options(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--task", default="world", help=f"what is trained on: {', '.join(tasks.REGISTRY)} (%(default)s)")
-    one.add_argument(
-        "--model",
-        metavar="NAME|DIR",
-        help="xlm-roberta-base (the default), bert-base-multilingual-cased, microsoft/mdeberta-v3-base, or a folder",
-    )
-    one.add_argument("--data", metavar="DIR", help="folder with the data sets (default: the hub)")
-    one.add_argument(
-        "--adapters", metavar="DIR", help="folder with language adapters, one a language (default: the hub)"
-    )
-    one.add_argument("--tuning", metavar="HOW", default="adapter", help="adapter (MAD-X), lora or full (%(default)s)")
-    one.add_argument("--languages", metavar="ar,de,...", help="targets (default: the paper's)")
-    one.add_argument("--train-examples", type=int, metavar="N", help="a random subsample (default: all)")
-
-
-def _add_run_options(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each schedule (%(default)s)")
-    one.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds are S, S+1, ... (%(default)s)")
-    one.add_argument("--steps", type=int, metavar="N", help="updates a run (default: the task's recipe)")
-    one.add_argument("--lr", type=float, help="learning rate (default: the recipe's)")
-    one.add_argument("--interval", type=int, metavar="K", help="steps between openings (default: the recipe's)")
-    one.add_argument("--device", help="that torch trains on, such as cpu or cuda (default: cuda where there is one)")
-    one.add_argument(
-        "--workers", type=int, metavar="N", help="processes, or jobs of a cluster's file (default: GPUs, or else cores)"
-    )
-    one.add_argument(
-        "--scheduler", metavar="ADDRESS|FILE", help="of Dask: tcp://host:8786, or a dask-jobqueue YAML file (SLURM)"
-    )
-    one.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/STUDY, with task and model)")
-    one.add_argument(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="what is done in --out is not done again; with --no-resume, a folder that holds a sweep is refused",
-    )
-    one.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="SCHEDULE[:SEED]",
-        help="do these runs of the study now, such as 'figure-4/*' or 'FUN:3'; may be repeated",
-    )
-    what = one.add_mutually_exclusive_group()
-    what.add_argument("--dry-run", action="store_true", help="list the runs, their steps and what they may cost")
-    what.add_argument("--status", action="store_true", help="what of --out is done, has failed and is left")
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def given(kind: Any) -> Any:
+    """A type without the None that stands for what was left out."""
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    return Union[tuple(parts)] if get_origin(kind) in (Union, UnionType) else kind  # noqa: UP007

@@ -8,8 +8,10 @@ import numpy as np
 import xarray as xr
 
 from .. import analysis, plots
-from .studies import STANDARD, TOP_DOWN
+from . import studies
 from .wording import against_standard, half
+
+STANDARD, TOP_DOWN = studies.STANDARD.schedule, studies.TOP_DOWN.schedule
 
 
 def table(ds: xr.Dataset) -> str:

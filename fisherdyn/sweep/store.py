@@ -22,7 +22,7 @@ import zarr
 from .. import record
 from . import arrays
 from .folder import PLAN, RUNS, Lock, write_whole
-from .studies import Run, Settings
+from .runs import Run, Settings
 
 FAILED, WAITING, DONE = -1, 0, 1
 _OWN = ("steps", "lr", "interval", "train_examples", "tuning")
@@ -112,6 +112,8 @@ class SweepStore:
         coords: dict[str, Any] = {
             "run": np.arange(n),
             "schedule": ("run", arrays.text([run.schedule for run in self.runs])),
+            "policy": ("run", arrays.text([run.policy for run in self.runs])),
+            "label": ("run", arrays.text([run.label for run in self.runs])),
             "seed": ("run", [run.seed for run in self.runs]),
             **{key: ("run", [one[key] for one in each]) for key in _OWN if key in own},
         }

@@ -1,6 +1,7 @@
-"""A study from a file of one's own: YAML, or Python where it also brings policies, or trains in another way.
+"""A study from a file of your own: YAML, or Python where it also brings policies or tasks, or trains in another way.
 
-In YAML a file has options of the command line, and rows. Each row is a policy or an order, and what it has otherwise:
+In YAML a file has options of the command line, and rows. Each row has a policy or an order, and options of its own runs and
+of its task:
 
     task: world
     steps: 140
@@ -8,16 +9,17 @@ In YAML a file has options of the command line, and rows. Each row is a policy o
     schedules:
       standard: {policy: standard}
       odd layers first: {order: [9, 7, 5, 3, 1, 10, 8, 6, 4, 2, 0]}
-      gentle: {policy: top_down, lr: 2.0e-3, interval: 4}
+      gentle: {policy: top_down, lr: 2e-3, interval: 4}
 
-In Python the same names are variables, the options being a dict `options`; `policies` may add named ones to the project's,
-and `train(run, settings, on_step)` may take the place of `execute`. The workers are given the file's text, not its path.
+In Python the same names are variables, the options being a dict `options`. A list `policies` adds policies to the project's,
+a dict `tasks` adds tasks (name -> what makes one), and a function `train(run, settings, on_step)` takes the place of
+`execute`. Workers are given the file's text, not its path.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,76 +28,73 @@ from typing import Any
 
 import xarray as xr
 
-from .. import policies
-from . import rows
-from .engine import OnStep, Train
+from .. import policies, tasks
+from ..policies import Policy
+from ..validation import fields_of
+from .engine import OnStep
 from .execute import execute
-from .studies import Run, Settings, parse_order
+from .options import FIT, Options, RunOptions, TaskOptions, checked
+from .orders import parse_order
+from .runs import Row, Run, Settings
+from .studies import Study
 
 SUFFIXES = (".yaml", ".yml", ".py")
 
 
-@dataclass(frozen=True)
-class StudyFile:
-    """What a file says.
-
-    Attributes:
-        name: of the study.
-        options: of the command line, which come before its defaults.
-        schedules: row -> policy or order, and changes.
-        train: how a run is trained.
-        trained_by: what identifies that; "" for `execute`.
-        tasks: whether runs are trained on one of the project's tasks.
-    """
-
-    name: str
-    options: Mapping[str, Any]
-    schedules: Mapping[str, Mapping[str, Any]]
-    train: Train = execute
-    trained_by: str = ""
-    tasks: bool = True
-
-    def runs(self, seeds: Sequence[int]) -> list[Run]:
-        """Every row, for every seed."""
-        every = []
-        for name, row in self.schedules.items():
-            own = dict(row)
-            every.append((name, tuple(own.pop("order", ())), own.pop("policy", ""), own))
-        return [Run(name, order, seed, policy, own) for seed in seeds for name, order, policy, own in every]
-
-
-def read(path: Path) -> StudyFile:
+def read(path: Path) -> Study:
     """The study of a file.
 
     Raises:
-        ValueError: it cannot be read, or is no study: what is wrong with which row.
+        ValueError: the file cannot be read or is no study; the message says what is wrong with which row.
     """
     try:
         source = path.read_text()
+        if path.suffix == ".py":
+            return _from_python(path, source)
+        options = _yaml(source)
+        rows = _rows(options.pop("schedules", None), policies.NAMED)
+        return Study(path.stem, f"the study of {path}", rows, defaults=_checked(options), file=str(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    if path.suffix == ".py":
-        return _from_python(path, source)
-    options = _from_yaml(path, source)
-    return StudyFile(path.stem, options, _checked(path, options.pop("schedules", None), policies.NAMED))
-
-
-def _from_yaml(path: Path, source: str) -> dict[str, Any]:
-    try:
-        import yaml
-
-        from . import yamltext
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{path}: needs PyYAML: pip install 'fisherdyn[sweep]'") from error
-    try:
-        options = yamltext.load(source)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _yaml(source: str) -> dict[str, Any]:
+    """YAML 1.2, in which 1e-3 is a number and a key may be there only once."""
+    try:
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import MarkedYAMLError
+    except ModuleNotFoundError as error:
+        raise ValueError("needs ruamel.yaml: pip install 'fisherdyn[sweep]'") from error
+    try:
+        options = YAML(typ="safe", pure=True).load(source)
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}no YAML ({error.problem})") from error
     if not isinstance(options, dict):
-        raise ValueError(f"{path}: expected options and schedules by name, got {type(options).__name__}")
+        raise ValueError(f"expected options and schedules by name, got {type(options).__name__}")
     return options
+
+
+def _from_python(path: Path, source: str) -> Study:
+    try:
+        module = _module(str(path), source)
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    own = hasattr(module, "train")
+    known = _policies(module)
+    return Study(
+        path.stem,
+        f"the study of {path}",
+        _rows(getattr(module, "schedules", None), known, on_tasks=not own),
+        policies=known,
+        defaults=_checked(getattr(module, "options", {})),
+        train=FromSource(str(path), source),
+        trained_by=hashlib.sha256(source.encode()).hexdigest(),
+        on_tasks=not own,
+        file=str(path),
+    )
 
 
 @dataclass(frozen=True)
@@ -109,49 +108,62 @@ class FromSource:
         module = _module(self.path, self.source)
         if hasattr(module, "train"):
             return module.train(run, settings, on_step)
-        return execute(run, settings, on_step, {**policies.NAMED, **getattr(module, "policies", {})})
+        return execute(run, settings, on_step, _policies(module))
 
 
 @cache
 def _module(path: str, source: str) -> ModuleType:
+    """The file as a module, whose tasks are known from now on."""
     module = ModuleType(Path(path).stem)
     module.__file__ = path
     exec(compile(source, path, "exec"), module.__dict__)
+    for name, factory in _variable(module, "tasks", {}).items():
+        tasks.register(name, factory)
     return module
 
 
-def _from_python(path: Path, source: str) -> StudyFile:
-    try:
-        module = _module(str(path), source)
-    except Exception as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
-    known = {**policies.NAMED, **getattr(module, "policies", {})}
-    own = hasattr(module, "train")
-    schedules = _checked(path, getattr(module, "schedules", None), known, orders=not own)
-    identity = hashlib.sha256(source.encode()).hexdigest()
-    options = getattr(module, "options", {})
-    return StudyFile(path.stem, options, schedules, FromSource(str(path), source), identity, tasks=not own)
+def _variable(module: ModuleType, name: str, default: Any) -> Any:
+    """What the file defines under a name; the project's module of that name, which it may import, is no definition."""
+    value = getattr(module, name, default)
+    return default if isinstance(value, ModuleType) else value
 
 
-def _checked(
-    path: Path, schedules: Any, known: Mapping[str, Any], orders: bool = True
-) -> Mapping[str, Mapping[str, Any]]:
+def _policies(module: ModuleType) -> dict[str, Policy]:
+    """The project's policies and the file's, by id."""
+    own = _variable(module, "policies", [])
+    if not isinstance(own, list | tuple) or not all(isinstance(policy, Policy) for policy in own):
+        raise ValueError(f"expected policies as a list of fisherdyn.policies.Policy, got {own!r}")
+    return {**policies.NAMED, **{policy.id: policy for policy in own}}
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's options, of the types that those of the command line have."""
+    known = {**fields_of(Options), **FIT}
+    if unknown := [str(name) for name in options if name not in known]:
+        raise ValueError(f"unknown option {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
+    return checked({name: value for name, value in options.items() if value is not None}, known)
+
+
+def _rows(schedules: Any, known: Mapping[str, Policy], on_tasks: bool = True) -> tuple[Row, ...]:
     if not isinstance(schedules, dict) or not schedules:
-        raise ValueError(f"{path}: expected schedules, each a name with its policy or order")
+        raise ValueError("expected schedules, each a name with its policy or order")
     names = [str(name) for name in schedules]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{path}: schedule {twice[0]} is there twice, as a number and as text: give one another name")
-    return {str(name): _row(f"{path}: schedule {name}", row, known, orders) for name, row in schedules.items()}
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"schedule {repeated[0]} is there twice, as a number and as text: give one another name")
+    return tuple(_row(str(name), row, known, on_tasks) for name, row in schedules.items())
 
 
-def _row(where: str, row: Any, known: Mapping[str, Any], orders: bool) -> Mapping[str, Any]:
-    if not isinstance(row, dict) or ("policy" in row) == ("order" in row):
-        raise ValueError(f"{where}: expected a policy or an order, and what it has otherwise; got {row}")
-    if "policy" in row and row["policy"] not in [*known]:
-        raise ValueError(f"{where}: unknown policy {row['policy']!r}: choose one of {', '.join(known)}")
+def _row(name: str, row: Any, known: Mapping[str, Policy], on_tasks: bool) -> Row:
     try:
-        if "order" in row and orders:
-            parse_order(",".join(map(str, row["order"])))
-        return rows.numbers(row)
+        if not isinstance(row, dict) or ("policy" in row) == ("order" in row):
+            raise ValueError(f"expected a policy or an order, and options of its runs; got {row}")
+        changes = dict(row)
+        policy, order = changes.pop("policy", "permutation"), tuple(changes.pop("order", ()))
+        if not order and policy not in known:
+            raise ValueError(f"unknown policy {policy!r}: choose one of {', '.join(known)}")
+        if order and on_tasks:
+            order = parse_order(",".join(map(str, order)))
+        of_task = fields_of(TaskOptions) if on_tasks else {}
+        return Row(name, policy, order, checked(changes, {**fields_of(RunOptions), **FIT, **of_task}))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {str(error).removeprefix('--')}") from error
+        raise ValueError(f"schedule {name}: {error}") from error

@@ -8,18 +8,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from .. import analysis
+from .. import analysis, policies
 from .wording import against_standard, half
-
-PAPERS_NAMES = {
-    "standard": "Ada",
-    "random": "Ada+Rand",
-    "top-down": "Ada+GU",
-    "LPFT": "Ada+LPFT",
-    "FUN": "Ada+FUN",
-    "reverse": "Ada+GU (rev)",
-    "full": "full fine-tuning",
-}
 
 
 def table(ds: xr.Dataset) -> str:
@@ -31,7 +21,7 @@ def table(ds: xr.Dataset) -> str:
     metric = "F1" if "exact_match" in found else "accuracy"
     header = ["schedule", "in the paper", "training examples", f"source {metric} %", "lowest target %"]
     header += ["mean over targets % (95 %)", *(["exact match %"] if "exact_match" in found else [])]
-    rows, seeds = [header], set()
+    rows, seeds, in_the_paper = [header], set(), _papers_names(ds)
     for size, some in _by_size(found):
         by = {str(name): 100 * analysis.by_schedule(values) for name, values in some.items()}
         seeds.add(by["transfer"].sizes["seed"])
@@ -41,7 +31,7 @@ def table(ds: xr.Dataset) -> str:
             rows.append(
                 [
                     name,
-                    PAPERS_NAMES.get(name, ""),
+                    in_the_paper.get(name, ""),
                     str(size or "all"),
                     f"{float(one['source'].mean()):.2f}",
                     f"{target.idxmin('target').item()} {float(target.min()):.2f}",
@@ -51,6 +41,14 @@ def table(ds: xr.Dataset) -> str:
             )
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:], "", _footnote(ds, seeds)])
+
+
+def _papers_names(ds: xr.Dataset) -> dict[str, str]:
+    """Schedule -> its row in the paper's tables, where its policy has one."""
+    if "policy" not in ds.coords:
+        return {}
+    of = zip(ds["schedule"].values.tolist(), ds["policy"].values.tolist(), strict=True)
+    return {name: policies.NAMED[policy].paper for name, policy in of if policy in policies.NAMED}
 
 
 def _footnote(ds: xr.Dataset, used: set[int]) -> str:

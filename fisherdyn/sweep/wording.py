@@ -9,7 +9,9 @@ import numpy as np
 import xarray as xr
 
 from .. import analysis
-from .studies import STANDARD
+from . import studies
+
+STANDARD = studies.STANDARD.schedule
 
 
 def half(x: analysis.Interval) -> str:

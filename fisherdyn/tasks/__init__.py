@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
 from typing import Any, Protocol
@@ -37,25 +36,31 @@ class Task(Protocol):
     def evaluate(self) -> dict[str, Metric]: ...
 
 
-@dataclass(frozen=True)
-class _Entry:
-    module: str
-    factory: str
+Factory = Callable[..., Task]
 
-
-REGISTRY = {
-    "world": _Entry(".world.inference", "InferenceTask"),
-    "world-choice": _Entry(".world.choice", "ChoiceTask"),
-    "world-span": _Entry(".world.span", "SpanTask"),
-    "xnli": _Entry(".text.classify", "XNLI"),
-    "xcopa": _Entry(".text.classify", "XCOPA"),
-    "xquad": _Entry(".text.extract", "XQuAD"),
-    "mlqa": _Entry(".text.extract", "MLQA"),
+REGISTRY: dict[str, str | Factory] = {
+    "world": "fisherdyn.tasks.world.inference:InferenceTask",
+    "world-choice": "fisherdyn.tasks.world.choice:ChoiceTask",
+    "world-span": "fisherdyn.tasks.world.span:SpanTask",
+    "xnli": "fisherdyn.tasks.text.classify:XNLI",
+    "xcopa": "fisherdyn.tasks.text.classify:XCOPA",
+    "xquad": "fisherdyn.tasks.text.extract:XQuAD",
+    "mlqa": "fisherdyn.tasks.text.extract:MLQA",
 }
+"""Task -> what makes it, or where that is: "module:factory"."""
+
+
+def register(name: str, factory: Factory) -> None:
+    """Makes a task of your own known by a name.
+
+    Args:
+        factory: makes the task; its parameters are the task's options.
+    """
+    REGISTRY[name] = factory
 
 
 def options(name: str) -> tuple[str, ...]:
-    """What a task may be told.
+    """The names of a task's options.
 
     Raises:
         ValueError, ImportError: as `load`.
@@ -63,26 +68,37 @@ def options(name: str) -> tuple[str, ...]:
     return tuple(signature(_factory(name)).parameters)
 
 
-def load(name: str, **given: Any) -> Task:
-    """A task by its name.
+def load(name: str, **values: Any) -> Task:
+    """A task by its name, or by "module:factory".
+
+    Args:
+        values: of the task's options.
 
     Raises:
         ValueError: there is no such task or option; the message lists those there are.
         ImportError: the packages that tasks need are not installed.
     """
     known = options(name)
-    if unknown := [option for option in given if option not in known]:
+    if unknown := [option for option in values if option not in known]:
         raise ValueError(f"task {name!r} has no option {', '.join(unknown)}: it has {', '.join(known)}")
-    return _factory(name)(**given)
+    return _factory(name)(**values)
 
 
-def _factory(name: str) -> Callable[..., Task]:
-    if name not in REGISTRY:
-        raise ValueError(f"unknown task {name!r}: choose one of {', '.join(REGISTRY)}")
-    entry = REGISTRY[name]
+def _factory(name: str) -> Factory:
+    entry = REGISTRY.get(name, name)
+    if not isinstance(entry, str):
+        return entry
+    module, colon, attribute = entry.partition(":")
+    if not colon:
+        raise ValueError(
+            f"unknown task {name!r}: choose one of {', '.join(REGISTRY)}, or name your own as module:factory"
+        )
     try:
-        module = import_module(entry.module, __name__)
+        factory: Factory = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise ImportError(f"task {name!r} needs {error.name}: pip install 'fisherdyn[tasks]'") from error
-    factory: Callable[..., Task] = getattr(module, entry.factory)
+        if name in REGISTRY:
+            raise ImportError(f"task {name!r} needs {error.name}: pip install 'fisherdyn[tasks]'") from error
+        raise ValueError(f"task {name!r}: there is no module {error.name}; is its folder on PYTHONPATH?") from error
+    except AttributeError as error:
+        raise ValueError(f"task {name!r}: {error}") from error
     return factory
