@@ -295,3 +295,33 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
     said = (tmp_path / "said").read_text()
     assert said.count("stopped; what is finished is kept: repeat the command to go on") == 2
     assert "Traceback" not in said
+
+
+# ---- what is not the sweep's ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing.nc", "nothing.nc.part", "runs.zarr/notes", ".runs.zarr.making/notes", "report.md", "figure-4.pdf"]
+)
+def test_a_new_sweep_replaces_no_file_that_it_did_not_make(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("a user's")
+    with pytest.raises(
+        ValueError, match=f"holds {file.relative_to(tmp_path).parts[0]} but no sweep.json; choose another"
+    ):
+        few(tmp_path)
+    assert file.read_text() == "a user's"
+    assert not (tmp_path / "sweep.json").exists()
+
+
+def test_other_files_in_the_folder_survive(tmp_path, capsys):
+    (tmp_path / "thesis").mkdir()
+    files = [tmp_path / "notes.txt", tmp_path / "thesis" / "chapter.tex", tmp_path / ".part"]
+    for file in files:
+        file.write_text("a user's")
+    store = few(tmp_path)
+    finish(store)
+    store.publish()
+    assert [file.read_text() for file in files] == ["a user's"] * 3
+    capsys.readouterr()
