@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from fisherdyn.sweep import arrays
-from fisherdyn.sweep import store as store_module
+from fisherdyn.sweep import folder as folder_module
+from fisherdyn.sweep import zarr_store
 from fisherdyn.sweep.__main__ import main
 from fisherdyn.sweep.engine import InProcess
 from fisherdyn.sweep.failures import RETRIES
@@ -97,15 +97,15 @@ def killed_at(write: int, folder: Path, monkeypatch) -> bool:
             nonlocal count
             count += 1
             if count == write:
-                (folder / ".part").write_text("half of a file")
+                (folder / folder_module.UNFINISHED_FILE).write_text("half of a file")
                 raise Killed
             return do(*arguments)
 
         return replacement
 
     with monkeypatch.context() as patch:
-        for module in (store_module, arrays):
-            patch.setattr(module, "write_whole", counted(module.write_whole))
+        for module in (folder_module, zarr_store):
+            patch.setattr(module, "write_atomically", counted(module.write_atomically))
         patch.setattr(Path, "rename", counted(Path.rename))
         try:
             finish(few(folder, 2))
@@ -257,7 +257,7 @@ def test_a_disk_that_stays_full_is_said(tmp_path, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     with few(tmp_path) as store:
-        monkeypatch.setattr("fisherdyn.sweep.arrays.write_whole", full)
+        monkeypatch.setattr("fisherdyn.sweep.zarr_store.write_atomically", full)
         failed = run(store, lambda watch: InProcess(nothing.train, watch), range(8), lambda: None)
     assert len(failed) == 8
     assert all("could not be written" in reason for reason in failed.values())
@@ -295,3 +295,33 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
     said = (tmp_path / "said").read_text()
     assert said.count("stopped; what is finished is kept: repeat the command to go on") == 2
     assert "Traceback" not in said
+
+
+# ---- what is not the sweep's ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing.nc", "nothing.nc.part", "runs.zarr/notes", ".runs.zarr.making/notes", "report.md", "figure-4.pdf"]
+)
+def test_a_new_sweep_replaces_no_file_that_it_did_not_make(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("a user's")
+    with pytest.raises(
+        ValueError, match=f"holds {file.relative_to(tmp_path).parts[0]} but no sweep.json; choose another"
+    ):
+        few(tmp_path)
+    assert file.read_text() == "a user's"
+    assert not (tmp_path / "sweep.json").exists()
+
+
+def test_other_files_in_the_folder_survive(tmp_path, capsys):
+    (tmp_path / "thesis").mkdir()
+    files = [tmp_path / "notes.txt", tmp_path / "thesis" / "chapter.tex", tmp_path / ".part"]
+    for file in files:
+        file.write_text("a user's")
+    store = few(tmp_path)
+    finish(store)
+    store.publish()
+    assert [file.read_text() for file in files] == ["a user's"] * 3
+    capsys.readouterr()

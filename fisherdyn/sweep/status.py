@@ -5,32 +5,47 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from .folder import RUNS, holder
-from .store import DONE, FAILED, WAITING, reasons
+from .store import DONE, FAILED, WAITING
+from .zarr_store import reasons
 
 
 def status(folder: Path, study: str) -> str:
-    """A table with one row a schedule, and why runs failed; reads alone. Says so where the folder is another study's.
+    """A table with a row for each schedule, and why runs failed; only reads.
+
+    Args:
+        folder: the sweep's folder.
+        study: the study that was asked for. If the folder belongs to another one, the first line says so.
 
     Raises:
         ValueError: there is no sweep in the folder.
     """
-    store = folder / RUNS
+    path = folder / RUNS
     try:
-        with xr.open_zarr(store, consolidated=False, chunks=None) as ds:
+        with xr.open_zarr(path, consolidated=False, chunks=None) as ds:
             states, schedules, seeds = ds["status"].values, ds["schedule"].values.tolist(), ds["seed"].values.tolist()
-            kept = str(ds.attrs.get("study", study))
+            stored_study = str(ds.attrs.get("study", study))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"--out {folder}: holds no sweep ({error})") from error
-    counted = Counter(zip(schedules, states.tolist(), strict=True))
-    rows = ["| schedule | done | failed | left |", "|---|---|---|---|"]
-    for name in dict.fromkeys(schedules):
-        rows.append(f"| {name} | {' | '.join(str(counted[name, state]) for state in (DONE, FAILED, WAITING))} |")
-    said = [f"{folder}: {int((states == DONE).sum())} of {len(states)} runs are done"]
-    who = holder(folder)
-    said.append(f"written now by {who}" if who else "nobody writes here now")
-    why = [f"failed: {schedules[i]}, seed {seeds[i]}: {reason}" for i, reason in reasons(store, states).items()]
-    other = [f"{folder} is of the study {kept}, not of {study}:"] if kept != study else []
-    return "\n".join([*other, f"{'; '.join(said)}.", *rows, *why])
+    counts = Counter(zip(schedules, states.tolist(), strict=True))
+    writer = holder(folder)
+    return "\n".join(
+        [
+            *([f"{folder} is of the study {stored_study}, not of {study}:"] if stored_study != study else []),
+            f"{folder}: {int((states == DONE).sum())} of {len(states)} runs are done; "
+            f"{f'written now by {writer}' if writer else 'nobody writes here now'}.",
+            "| schedule | done | failed | left |",
+            "|---|---|---|---|",
+            *(
+                f"| {name} | {' | '.join(str(counts[name, state]) for state in (DONE, FAILED, WAITING))} |"
+                for name in dict.fromkeys(schedules)
+            ),
+            *(
+                f"failed: {schedules[index]}, seed {seeds[index]}: {reason}"
+                for index, reason in reasons(path, np.flatnonzero(states == FAILED)).items()
+            ),
+        ]
+    )

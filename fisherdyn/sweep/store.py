@@ -1,15 +1,13 @@
-"""Where a sweep is kept: one zarr store, one region a run, `status` written last; then one NetCDF file.
+"""Where a sweep's runs are kept: one zarr store while it runs, one NetCDF file when it has ended.
 
-The store opens with plain xarray from the first moment: what runs there are, and the `status` of each. The first run that
-ends makes room for its variables, and each run fills its own region. A run is done when its status says so, which is written
-after all else of it: whatever moment a sweep is killed at, repeating the command does again what was not finished, and no
-more. What is in the store depends on the runs alone, not on the order in which they ended.
+Plain xarray opens the store from the first moment: it lists the runs and the `status` of each. The first run that ends
+makes room for its variables, and each run fills its own part. The status is written last, so a run counts as done only
+when all of it is on the disk. After a kill at any moment, repeating the command trains what is missing and nothing else.
+The content depends on the runs alone, not on the order in which they ended.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,52 +15,46 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from .. import record
-from . import arrays
-from .folder import PLAN, RUNS, Lock, write_whole
+from .common_steps import AXES, align, planned_steps
+from .folder import RUNS, Lock, claim, dataset, part_of
 from .runs import Run, Settings
+from .zarr_store import ZarrStore, reasons
 
 FAILED, WAITING, DONE = -1, 0, 1
-_OWN = ("steps", "lr", "interval", "train_examples", "tuning")
-"""What runs may differ in, beside schedule and seed."""
-_NO_PARAMETERS = {"steps", "lr", "interval", "train_examples", "record_every", "evaluate_every"}
-"""What runs may differ in with the same number of parameters."""
-_OF_A_RUN = ("policy", "seed", "interval", "steps", "lr")
-"""Attributes of one run's record that are no attributes of a sweep."""
+RUN_COORDINATES = ("steps", "lr", "interval", "train_examples", "tuning")
+"""Settings that become a coordinate of `run` where runs differ in them."""
+SAME_PARAMETERS = {"steps", "lr", "interval", "train_examples", "record_every", "evaluate_every"}
+"""Settings that leave the number of parameters as it is."""
+RUN_ATTRIBUTES = ("policy", "seed", "interval", "steps", "lr")
+"""Attributes of a run's record that say nothing about the whole sweep."""
 
 
 class SweepStore:
-    """One sweep's folder, its own while it is open: `with SweepStore(...) as store`.
+    """The runs of one sweep, in a folder that no other sweep can use meanwhile: `with SweepStore(...) as store`.
 
     Args:
-        folder: made if it is not there.
+        folder: made if it does not exist.
         study: name of the study, and of the NetCDF file.
-        runs, settings: the plan. A folder that holds another plan is refused, and so is one begun with other versions:
-            one dataset has one stamp.
-        trained_by: what trains, where that is not `execute`; part of the plan.
+        runs: the runs of the plan.
+        settings: the settings of the plan. A folder that holds another plan is refused, and so is one that was begun
+            with other versions, because one dataset carries one stamp of versions.
+        trained_by: the trainer, where it is not `execute`; part of the plan.
 
     Raises:
-        ValueError: the folder is a file, holds something else, another plan or damaged runs, cannot be written, or is in
-            use.
+        ValueError: the folder is a file, cannot be written, is in use, or holds another plan, damaged runs, or files that
+            a sweep would replace.
     """
 
     def __init__(self, folder: Path, study: str, runs: Sequence[Run], settings: Settings, trained_by: str = "") -> None:
         self.folder, self.study, self.runs, self.settings = folder, study, list(runs), settings
-        self._plan: dict[str, Any] = {
-            "study": study,
-            "settings": settings.asdict(),
-            "runs": [[run.schedule, list(run.order), run.seed, run.policy, dict(run.changes)] for run in runs],
-            "trained_by": trained_by,
-            "versions": record.provenance(),
-        }
+        self._versions = record.provenance()
         self._lock = Lock(folder)
         try:
-            self._check_plan()
-            if not self._zarr.exists():
-                self._create()
-            self._open()
+            claim(folder, study, self._plan(trained_by))
+            self._zarr = self._open_zarr()
+            self._status: np.ndarray = self._zarr.variables["status"].values.copy()
         except BaseException:
             self.close()
             raise
@@ -74,221 +66,155 @@ class SweepStore:
         self.close()
 
     def close(self) -> None:
-        """Lets another sweep have the folder."""
+        """Unlocks the folder."""
         self._lock.release()
 
-    @property
-    def _zarr(self) -> Path:
-        return self.folder / RUNS
+    def _plan(self, trained_by: str) -> dict[str, Any]:
+        return {
+            "study": self.study,
+            "settings": self.settings.asdict(),
+            "runs": [[run.schedule, list(run.order), run.seed, run.policy, dict(run.changes)] for run in self.runs],
+            "trained_by": trained_by,
+            "versions": self._versions,
+        }
 
-    def _check_plan(self) -> None:
-        path = self.folder / PLAN
+    def _open_zarr(self) -> ZarrStore:
+        path = self.folder / RUNS
         if not path.exists():
-            if self._zarr.exists():
-                raise ValueError(f"--out {self.folder}: holds {RUNS} but no {PLAN}; choose another folder")
-            write_whole(self.folder, PLAN, json.dumps(self._plan) + "\n")
-            return
+            reason = record.describe(xr.Dataset({"reason": ((), np.str_(""))}))
+            return ZarrStore.create(path, self._template, {"reason": reason["reason"].variable})
         try:
-            kept = json.loads(path.read_text())
-            differing = [key for key, value in self._plan.items() if kept.get(key) != value]
-        except (ValueError, AttributeError):
-            raise ValueError(
-                f"--out {self.folder}: {PLAN} is damaged; choose another folder or delete this one"
-            ) from None
-        if differing:
-            raise ValueError(
-                f"--out {self.folder}: holds a sweep with other {' and '.join(differing)} (see {PLAN}); repeat that "
-                "command, with the versions that it was begun with, or choose another folder"
-            )
-
-    # ---- the template --------------------------------------------------------------------------------------------------
+            store = ZarrStore(path)
+            store.variables["status"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{path}: damaged ({error}); delete it and repeat the command") from error
+        return store
 
     @cached_property
     def _template(self) -> xr.Dataset:
-        """Which runs there are, none of them done."""
-        n = len(self.runs)
-        each = [self.settings.of(run).asdict() for run in self.runs]
-        own = {key for run in self.runs for key in run.changes if key in _OWN}
+        """The runs of the plan, none of them done."""
+        settings = [self.settings.of(run).asdict() for run in self.runs]
+        differing = {key for run in self.runs for key in run.changes}
         coords: dict[str, Any] = {
-            "run": np.arange(n),
-            "schedule": ("run", arrays.text([run.schedule for run in self.runs])),
-            "policy": ("run", arrays.text([run.policy for run in self.runs])),
-            "label": ("run", arrays.text([run.label for run in self.runs])),
+            "run": np.arange(len(self.runs)),
+            "schedule": ("run", [run.schedule for run in self.runs]),
+            "policy": ("run", [run.policy for run in self.runs]),
+            "label": ("run", [run.label for run in self.runs]),
             "seed": ("run", [run.seed for run in self.runs]),
-            **{key: ("run", [one[key] for one in each]) for key in _OWN if key in own},
+            **{key: ("run", [each[key] for each in settings]) for key in RUN_COORDINATES if key in differing},
         }
         shared = {key: value for key, value in self.settings.asdict().items() if key not in coords}
-        status = {"status": (("run",), np.zeros(n, dtype=np.int8))}
+        status = {"status": (("run",), np.full(len(self.runs), WAITING, dtype=np.int8))}
         return record.build(status, coords, {"study": self.study, **shared})
 
-    def _create(self) -> None:
-        making = self.folder / f".{RUNS}.making"
-        arrays.begin(making)
-        for name, variable in self._template.variables.items():
-            arrays.add(making, str(name), variable)
-        reason = record.describe(xr.Dataset({"reason": ((), np.str_(""))}))
-        arrays.add_empty(making, "reason", reason["reason"].variable, len(self.runs))
-        arrays.write_attributes(making, self._template.attrs, list(record.COORDINATES))
-        making.rename(self._zarr)
-
-    def _open(self) -> None:
-        try:
-            with xr.open_zarr(self._zarr, consolidated=False, chunks=None) as ds:
-                self._status: np.ndarray = ds["status"].values.copy()
-                self._kept = {name: v if v.dims[:1] == ("run",) else v.load() for name, v in ds.variables.items()}
-                self._attrs: dict[str, Any] = dict(ds.attrs)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{self._zarr}: damaged ({error}); delete it and repeat the command") from error
-
-    # ---- what is done --------------------------------------------------------------------------------------------------
+    # ---- what is done ------------------------------------------------------------------------------------------------
 
     def done(self) -> np.ndarray:
-        """Which runs are finished: bool (runs,)."""
+        """Which runs are done: bool (runs,)."""
         return self._status == DONE
 
     def failed(self) -> dict[int, str]:
-        """Number of each run that failed when it was last tried -> why."""
-        return reasons(self._zarr, self._status)
+        """Index of each run that failed when it was last tried -> why."""
+        return reasons(self._zarr.path, np.flatnonzero(self._status == FAILED))
 
     def fail(self, index: int, reason: str) -> None:
-        """Marks a run as failed. It is tried again when the command is repeated."""
-        arrays.write(self._zarr, "reason", index, np.array(reason), self._kept["reason"].dtype)
+        """Marks a run as failed. Repeating the command tries it again."""
+        self._zarr.write("reason", index, np.array(reason))
         self._mark(index, FAILED)
 
     def _mark(self, index: int, status: int) -> None:
-        now = self._status.copy()
-        now[index] = status
-        write_whole(self.folder, f"{RUNS}/status/0", now.tobytes())
-        self._status = now
+        statuses = self._status.copy()
+        statuses[index] = status
+        self._zarr.write_status(statuses)
+        self._status = statuses
 
-    # ---- writing -------------------------------------------------------------------------------------------------------
+    # ---- writing -----------------------------------------------------------------------------------------------------
 
     def write(self, index: int, ds: xr.Dataset) -> None:
-        """Keeps one run: its variables first, then its status.
+        """Writes one run: its variables, then its status.
 
         Raises:
             ValueError: the record does not fit beside the others: another model's layers, other versions, a long text.
-            OSError: no room on the disk, for one.
+            OSError: the disk is full, for one.
         """
-        self._check_versions(ds.attrs)
-        ds = self._on_common_steps(ds)
-        if any(name not in self._kept for name in ds.variables):
-            self._make_room(ds)
+        self._require_same_versions(ds.attrs)
+        for axis in AXES:
+            if axis in ds.indexes:
+                ds = align(ds, axis, self._steps_of_all(axis, ds))
+        self._add_missing_arrays(ds)
         for name, variable in ds.variables.items():
-            self._check_fits(str(name), variable)
+            self._zarr.require_fit(str(name), variable)
         for name in ds.data_vars:
             if name not in self._shared:
-                arrays.write(self._zarr, str(name), index, ds[name].values, self._kept[name].dtype)
-        self._keep_attributes(ds.attrs)
+                self._zarr.write(str(name), index, ds[name].values)
+        self._zarr.write_attributes(self._common_attributes(ds.attrs))
         self._mark(index, DONE)
 
-    def _check_versions(self, attrs: Mapping[str, Any]) -> None:
-        other = [key for key, value in self._plan["versions"].items() if attrs.get(key, value) != value]
-        if other:
-            raise ValueError(f"trained with other versions ({', '.join(other)}): all workers need the same")
+    def _require_same_versions(self, attrs: Mapping[str, Any]) -> None:
+        differing = [key for key, value in self._versions.items() if attrs.get(key, value) != value]
+        if differing:
+            raise ValueError(f"trained with other versions ({', '.join(differing)}): all workers need the same")
 
     @cached_property
     def _shared(self) -> tuple[str, ...]:
-        """Variables that are the same in every run."""
-        changed = {key for run in self.runs for key in run.changes}
-        return () if changed - _NO_PARAMETERS else ("num_params",)
-
-    @cached_property
-    def _different(self) -> list[Settings]:
-        """The settings that there are."""
-        return list({repr(own): own for own in map(self.settings.of, self.runs)}.values())
-
-    def _on_common_steps(self, ds: xr.Dataset) -> xr.Dataset:
-        """Runs may differ in length and k: each is put on the steps of all, and has nothing where it had no record."""
-        axes = {}
-        for axis in ("step", "eval_step", "selection_step"):
-            if axis in ds.indexes:
-                kept = self._kept.get(axis)
-                axes[axis] = self._steps_of_all(axis, ds) if kept is None else kept.values.tolist()
-        if all(steps == ds[axis].values.tolist() for axis, steps in axes.items()):
-            return ds
-        for axis, steps in axes.items():
-            if unplanned := sorted(set(ds[axis].values.tolist()) - set(steps)):
-                raise ValueError(f"its record has {axis} {', '.join(map(str, unplanned))}, which no other run has")
-        return ds.reindex(axes, fill_value={str(name): arrays.fill(v.dtype) for name, v in ds.data_vars.items()})
+        """Data variables that are the same in every run."""
+        changes = {key for run in self.runs for key in run.changes}
+        return ("num_params",) if changes <= SAME_PARAMETERS else ()
 
     def _steps_of_all(self, axis: str, ds: xr.Dataset) -> list[int]:
-        planned = {
-            "step": lambda one: one.record_steps(),
-            "eval_step": lambda one: one.evaluation_steps(),
-            "selection_step": lambda one: one.selection_steps(ds.sizes.get("layer", 0)),
-        }[axis]
-        return sorted({step for one in self._different for step in planned(one)} | {*ds[axis].values.tolist()})
+        """The axis in the store. The first record adds its own steps to the planned ones."""
+        if axis in self._zarr.variables:
+            return self._zarr.variables[axis].values.tolist()
+        layers = ds.sizes.get("layer", 0)
+        planned = (planned_steps(axis, settings, layers) for settings in self._distinct_settings)
+        return sorted({*ds[axis].values.tolist()}.union(*planned))
 
-    def _make_room(self, ds: xr.Dataset) -> None:
-        """Arrays for what this run is the first to have, as long as the plan. Each appears whole or not at all."""
-        making = self.folder / f".{RUNS}.making"
-        arrays.begin(making)
-        # Coordinates first: no reader sees an axis without its values.
-        for name in (*ds.coords, *ds.data_vars):
-            if name in self._kept:
-                continue
-            if name in ds.coords or name in self._shared:
-                arrays.add(making, str(name), ds[name].variable)
-            else:
-                arrays.add_empty(making, str(name), ds[name].variable, len(self.runs))
-            (making / str(name)).rename(self._zarr / str(name))
-        shutil.rmtree(making)
-        self._open()
+    @cached_property
+    def _distinct_settings(self) -> list[Settings]:
+        return list({repr(settings): settings for settings in map(self.settings.of, self.runs)}.values())
 
-    def _check_fits(self, name: str, own: xr.Variable) -> None:
-        kept = self._kept[name]
-        if kept.dims[:1] != ("run",):
-            if own.dims != kept.dims or not np.array_equal(own.values, kept.values):
-                raise ValueError(f"its {name} is {own.values.tolist()}, the other runs' {kept.values.tolist()}")
-        elif (own.dims, own.shape) != (kept.dims[1:], kept.shape[1:]):
-            raise ValueError(f"its {name} is {own.dims} {own.shape}, the other runs' {kept.dims[1:]} {kept.shape[1:]}")
-        elif own.dtype.kind == "U" and own.dtype.itemsize > kept.dtype.itemsize:
-            raise ValueError(f"its {name} has texts of more than {arrays.TEXT} characters")
+    def _add_missing_arrays(self, ds: xr.Dataset) -> None:
+        """Makes room for the variables that no earlier run had."""
+        missing = {str(name): v for name, v in ds.variables.items() if name not in self._zarr.variables}
+        if not missing:
+            return
+        shared = [name for name in (*ds.coords, *self._shared) if name in missing]
+        self._zarr.add(
+            {str(name): missing[str(name)] for name in shared},
+            {name: variable for name, variable in missing.items() if name not in shared},
+        )
 
-    def _keep_attributes(self, attrs: Mapping[str, Any]) -> None:
-        """Written with the first run; what a later one says otherwise is taken out, so that the rest is true of all."""
-        if self.done().any():
-            fixed = self._template.attrs
-            now = {key: value for key, value in self._attrs.items() if key in fixed or attrs.get(key) == value}
-        else:
-            now = {key: value for key, value in attrs.items() if key not in _OF_A_RUN} | self._template.attrs
-        if now != self._attrs:
-            arrays.write_attributes(self._zarr, now, list(record.COORDINATES))
-            self._attrs = now
+    def _common_attributes(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """What is true of all runs: the first run's attributes, less those in which a later run differs."""
+        planned = self._template.attrs
+        if not self.done().any():
+            return {key: value for key, value in attrs.items() if key not in RUN_ATTRIBUTES} | planned
+        return {key: value for key, value in self._zarr.attrs.items() if key in planned or attrs.get(key) == value}
 
-    # ---- reading -------------------------------------------------------------------------------------------------------
+    # ---- reading -----------------------------------------------------------------------------------------------------
 
     def read(self) -> xr.Dataset:
-        """The runs that are finished, in memory; what failed is said in the attribute `failed`."""
-        with xr.open_zarr(self._zarr, consolidated=False, chunks=None) as ds:
-            ds = ds.drop_vars("reason").load()
+        """The runs that are done, in memory. The attribute `failed` lists the failed ones."""
+        with xr.open_zarr(self._zarr.path, consolidated=False, chunks=None) as opened:
+            ds = opened.drop_vars("reason").load()
         ds = ds.isel(run=np.flatnonzero(ds["status"].values == DONE))
-        ds.attrs = {key: ds.attrs[key] for key in sorted(ds.attrs)}
+        attrs = {key: ds.attrs[key] for key in sorted(ds.attrs)}
         if failed := self.failed():
-            ds.attrs["failed"] = "; ".join(f"{self.runs[index]}: {reason}" for index, reason in failed.items())
-        # Arrays come as the file system lists them.
-        known = [*record.COORDINATES, *record.VARIABLES]
-        ordered = sorted(ds.variables, key=lambda name: (known.index(name) if name in known else len(known), str(name)))
+            attrs["failed"] = "; ".join(f"{self.runs[index]}: {reason}" for index, reason in failed.items())
+        # xarray lists arrays in the order of the file system: the order of the schema is the same everywhere.
+        schema = [*record.COORDINATES, *record.VARIABLES]
+        rank = {name: i for i, name in enumerate(schema)}
+        names = sorted(ds.variables, key=lambda name: (rank.get(str(name), len(schema)), str(name)))
         return xr.Dataset(
-            {name: ds[name].variable for name in ordered if name in ds.data_vars},
-            {name: ds[name].variable for name in ordered if name in ds.coords},
-            ds.attrs,
+            {name: ds[name].variable for name in names if name in ds.data_vars},
+            {name: ds[name].variable for name in names if name in ds.coords},
+            attrs,
         )
 
     def publish(self) -> Path:
-        """Writes the whole dataset as one NetCDF file and returns its path."""
-        path = self.folder / f"{self.study}.nc"
-        part = path.with_suffix(".nc.part")
-        ds = self.read()
-        for variable in ds.variables.values():
-            variable.encoding = {}
-        ds.to_netcdf(part)
-        part.rename(path)
+        """Writes the runs that are done as one NetCDF file and returns its path."""
+        path = dataset(self.folder, self.study)
+        ds = self.read().drop_encoding()
+        ds.to_netcdf(part_of(path))
+        part_of(path).rename(path)
         return path
-
-
-def reasons(store: Path, status: np.ndarray) -> dict[int, str]:
-    """Number of each run that failed -> why."""
-    kept = zarr.open_array(store / "reason", mode="r")
-    return {int(index): str(kept[int(index)]) for index in np.flatnonzero(status == FAILED)}
