@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .fisher.batches import Batch
+from .fisher.check import check_of_repeat
 from .fisher.model_state import unwrap
 from .fisher.trace import LabelName
 from .labels import LabelMode
@@ -211,6 +212,7 @@ class Unfreezing:
             generator=self._noise,
             labels=self._labels,
             likelihood=self._likelihood,
+            check=check_of_repeat(len(self.selections) + 1),
         )
 
     def state_dict(self) -> dict[str, Any]:

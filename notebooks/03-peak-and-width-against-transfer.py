@@ -60,7 +60,7 @@ for ax, (rate, ds) in zip(axes, sweeps.items(), strict=True):
     curves = analysis.by_schedule(analysis.learning_curve(ds)).mean("seed")
     for i, name in enumerate(("top-down", "figure-4/1", "figure-4/8")):
         one = curves.sel(schedule=name)
-        ax.plot(one["step"], one, label=plots.label(name), **plots.look(i))
+        ax.plot(one["step"], one, label=plots.labels(ds)[name], **plots.look(i))
         plots.learning_period(ax, one, colour=plots.COLOURS[i])
     ax.set(title=f"lr {rate}, mean over 8 seeds", xlabel="step", ylabel="tr(F) per open adapter (nat)", ylim=(0, None))
 axes[1].legend(loc="upper left")

@@ -103,7 +103,7 @@ ds
 figure, axes = plt.subplots(2, 2, figsize=(6.3, 4.4))
 top = max(float(records[method, SEEDS[0]]["fisher_trace"].max()) for method in METHODS)
 for ax, method in zip(axes.flat, METHODS, strict=True):
-    plots.heat_map(ax, records[method, SEEDS[0]], top).set_title(plots.label(method))
+    plots.heat_map(ax, records[method, SEEDS[0]], top).set_title(policies.NAMED[method].label)
 plt.show()
 
 # %% [markdown]
@@ -111,7 +111,7 @@ plt.show()
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(6.3, 2.9))
-groups = {plots.label(method): [method] for method in METHODS}
+groups = {policies.NAMED[method].label: [method] for method in METHODS}
 plots.curves(left, analysis.learning_curve(ds), groups).set(ylabel="tr(F) per open adapter (nat)", ylim=(0, None))
 plots.curves(right, 100 * ds["source_metric"], groups).set(ylabel="source dev. accuracy (%)")
 handles, labels = left.get_legend_handles_labels()
@@ -225,9 +225,9 @@ def ask_again(openings):
         layers=layers,
     )
     frozen = {layer: names for layer, names in layers.items() if int(layer) < 11 - openings}
-    sampling = policies.fun().scoring
+    scoring = policies.fun().scoring
     asked = [
-        choose(model, task.train_loader(1000 + i), frozen, sampling, step=0, generator=torch.Generator().manual_seed(i))
+        choose(model, task.train_loader(1000 + i), frozen, scoring, step=0, generator=torch.Generator().manual_seed(i))
         for i in range(AGAIN)
     ]
     return pd.DataFrame(

@@ -369,7 +369,7 @@ if MINILM:
 if MINILM:
     figure, axes = plt.subplots(2, 2, figsize=(6.3, 4))
     for ax, one in zip(axes.flat, records, strict=False):
-        plots.heat_map(ax, one).set_title(plots.label(str(one["schedule"].item())))
+        plots.heat_map(ax, one).set_title(str(one["schedule"].item()))
     plt.show()
 
 # %% [markdown]

@@ -102,6 +102,10 @@ def test_check_says_which_batches_are_compared(compared, monkeypatch, when, exam
         assert trace.compared == (tuple(LAYERS) if examples else ())
 
 
+def test_a_model_that_trains_is_compared_again_ever_more_rarely():
+    assert [n for n in range(1, 18) if check.check_of_repeat(n) == "first"] == [1, 2, 4, 8, 16]
+
+
 def test_modules_that_are_called_otherwise_are_compared_too(compared):
     """A batch of one example after batches of several: rows of one may be shared by all."""
     model, x = _small()

@@ -29,8 +29,17 @@ from .plain import PlainPass
 CheckName = Literal["first", "always", "never"]
 CHECKS = ("first", "always", "never")
 
+
 Key = tuple[str, Hashable]
 """A layer, and how its modules were called."""
+
+
+def check_of_repeat(measurement: int) -> CheckName:
+    """ "first" in the 1st, 2nd, 4th, 8th, ... measurement of a model that trains, else "never".
+
+    Training can open a gate that was shut when the model was checked before; a check each time would cost too much.
+    """
+    return "first" if measurement & (measurement - 1) == 0 else "never"
 
 
 class PerExampleCheck:

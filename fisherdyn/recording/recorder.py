@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .. import probing, record
+from ..fisher.check import CheckName, check_of_repeat
 from ..fisher.distributed import all_gather, rank_generator, shard
 from ..fisher.model_state import device_of, preserve_state, unwrap
 from ..fisher.trace import FisherTrace, TraceOptions
@@ -312,9 +313,8 @@ class Recorder:
         }
 
     def _measure(self) -> dict[str, FisherTrace]:
-        count = len(self._buffer.rows) + 1
-        doubled = count & (count - 1) == 0  # the 1st, 2nd, 4th, 8th, ... record
-        options: TraceOptions = {"check": "first" if doubled or self._uncompared else "never", **self._options}
+        when: CheckName = "first" if self._uncompared else check_of_repeat(len(self._buffer.rows) + 1)
+        options: TraceOptions = {"check": when, **self._options}
         traces: dict[str, FisherTrace] = {}
         for name, loader in self._loaders.items():
             # The same label noise for every loader and at every step, apart in every process; a user's generator draws on.
