@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from ..fisher.distributed import rank
@@ -41,12 +42,14 @@ class RecordFile:
     def read(self) -> xr.Dataset:
         """The records that are there, in memory."""
         try:
-            with xr.open_dataset(self.path) as ds:
+            with xr.open_dataset(self.path, engine="netcdf4") as ds:
                 records = ds.load()
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.path}: no record to go on from ({error}); begin one with path=") from None
         if "step" not in records.dims or "num_params" not in records:
             raise ValueError(f"{self.path}: no record to go on from (it has no steps); begin one with path=")
+        # NetCDF gives numbers as numpy's.
+        records.attrs = {key: v.item() if isinstance(v, np.generic) else v for key, v in records.attrs.items()}
         return records
 
     def write(self, ds: xr.Dataset) -> None:
