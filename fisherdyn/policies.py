@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from .labels import LABELS
+from .labels import LABELS, LabelMode
 from .validation import Count, check
 
 Scores = Mapping[str, tuple[float, float]]
@@ -46,15 +47,15 @@ class Scoring:
     """How tr(F) is sampled for a choice; `selection.choose` does it.
 
     Attributes:
-        labels: "rademacher", "exact", "mc" or, biased, "argmax"; None: those of the record.
-        method: "hooks", "vmap" or, biased, "authors".
+        labels: "rademacher", "exact", "mc" or, biased, "argmax"; None: those of the record. Or a `LabelMode` of your own.
+        method: "hooks", "vmap" or, biased, "authors". Or a `Method` of your own.
         batches: read at most this many.
         error_rate: the chance that a layer is called the best which is not, and, on average, that stopping early changes
             the choice; 0 reads all batches and calls every choice a tie, as none is certain.
     """
 
-    labels: str | None = None
-    method: str = "hooks"
+    labels: str | LabelMode | None = None
+    method: Any = "hooks"
     batches: int = 40
     error_rate: float = 0.05
 

@@ -25,7 +25,7 @@ from .fisher.batches import Batch, length_of
 from .fisher.check import CheckName
 from .fisher.distributed import processes, rank_generator, shard
 from .fisher.running_mean import RunningMean
-from .fisher.trace import LabelName, MethodName, fisher_trace
+from .fisher.trace import LabelName, fisher_trace
 from .labels import LabelMode
 from .layers import Layers
 from .likelihoods import Likelihood
@@ -126,8 +126,8 @@ def choose(
             mine,
             layers=candidates,
             likelihood=likelihood,
-            labels=cast(LabelName | None, scoring.labels) or labels,
-            method=cast(MethodName, scoring.method),
+            labels=cast(LabelName | LabelMode | None, scoring.labels) or labels,
+            method=scoring.method,
             num_batches=math.ceil(budget / processes()),
             enough=rule.enough if by_example and scoring.error_rate else None,
             generator=rank_generator(generator),

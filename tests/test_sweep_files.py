@@ -193,7 +193,7 @@ def test_settings_of_fit_are_options_of_every_place(tmp_path):
 
 
 MY_TASK = """
-from fisherdyn.tasks.world.task import InferenceTask
+from fisherdyn.tasks.world.inference import InferenceTask
 
 
 class Mine(InferenceTask):
