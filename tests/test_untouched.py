@@ -142,9 +142,9 @@ def test_a_recorder_that_draws_is_seen(unrecorded):
     """The control: one number drawn from the global state at one record makes another run."""
 
     class Drawing(Recorder):
-        def _state(self) -> dict[str, Any]:
+        def _state(self, step: int) -> dict[str, Any]:
             torch.rand(1)
-            return super()._state()
+            return super()._state(step)
 
     if "cpu" not in unrecorded:
         unrecorded["cpu"] = plain("cpu", None)
