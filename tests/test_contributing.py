@@ -177,7 +177,8 @@ def test_an_extension_of_each_kind_needs_no_edit_of_the_project(tmp_path):
         "loop = fisherdyn.fisher_trace(model, task.probe_loader(), method=extensions.Loop(), **exact)\n"
         "assert extensions.calls and extensions.Loop.batches\n"
         "torch.testing.assert_close(hooks.values, loop.values, rtol=1e-4, atol=1e-9)\n"
-        "assert fisherdyn.fisher_trace(model, task.probe_loader(), labels=extensions.TwoDraws()).estimator == 'hooks/two-draws'\n"
+        "two = fisherdyn.fisher_trace(model, task.probe_loader(), labels=extensions.TwoDraws())\n"
+        "assert two.estimator == 'hooks/two-draws'\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", check],
