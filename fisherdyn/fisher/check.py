@@ -105,11 +105,18 @@ class PerExampleCheck:
         off = (measured - truth).abs() > share * truth + rounding
         if bool(off.any()):
             wrong = [name for name, is_off in zip(self.layers, off.tolist(), strict=True) if is_off]
+            half = (
+                ""
+                if torch.finfo(dtype).bits >= 32
+                else (
+                    '. In half precision rounding alone may do it: measure in float32, or without the check (check="never")'
+                )
+            )
             raise ValueError(
                 f"layer(s) {', '.join(wrong)}: one example alone has another gradient than its rows in the batch give. "
                 "Either modules see something else than one example after the other, or the model mixes examples, or it "
                 "uses a weight outside its own module's call, as F.linear(x, layer.weight) does; "
-                f"{USE_VMAP}, which is right for the first and the last"
+                f"{USE_VMAP}, which is right for the first and the last{half}"
             )
         return share * truth > rounding
 

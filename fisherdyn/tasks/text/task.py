@@ -20,6 +20,8 @@ from .reading import MissingError, Row, loading, read
 from .sources import MODELS, Split
 
 SOURCE = "en"
+SAMPLE_SEED = 0
+"""Of the subsamples, which are the same in every run."""
 
 
 class TextTask(TransferTask):
@@ -36,7 +38,6 @@ class TextTask(TransferTask):
         batch: examples a training step.
         max_length: in tokens. Longer inputs are cut; in extraction they are read window by window.
         reduction: hidden size divided by the task adapter's bottleneck.
-        seed: of the subsamples.
 
     Raises:
         ValueError: an unknown tuning or language, or a requested language that has no adapter.
@@ -70,10 +71,9 @@ class TextTask(TransferTask):
         batch: int = 32,
         max_length: int | None = None,
         reduction: int = 16,
-        seed: int = 0,
     ) -> None:
         tunings.check(tuning)
-        self.model, self.tuning, self.reduction, self.seed = model, tuning, reduction, seed
+        self.model, self.tuning, self.reduction = model, tuning, reduction
         self.repository: str = MODELS[model][0] if model in MODELS else model
         self.revision: str | None = MODELS[model][1] if model in MODELS else None
         if Path(model).parts[0] in ("/", ".", "..", "~") and not Path(model).is_dir():
@@ -150,7 +150,7 @@ class TextTask(TransferTask):
     def probe_loader(self) -> list[Batch]:
         """Batches without labels from the training data, on which the paper measures tr(F)."""
         size = min(self.sizes[PROBE] or 1, len(self._train))
-        sample = subsample(len(self._train), size, self.seed, PROBE)
+        sample = subsample(len(self._train), size, SAMPLE_SEED, PROBE)
 
         def collate(rows: Tensor) -> Batch:
             batch = self.collate([self._train[i] for i in sample[rows.numpy()]])
@@ -184,7 +184,7 @@ class TextTask(TransferTask):
         where = split.file.format(lang=language)
         self.validate(rows, where)
         try:
-            sample = subsample(len(rows), self.sizes[which], self.seed, which)
+            sample = subsample(len(rows), self.sizes[which], SAMPLE_SEED, which)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         return [rows[i] for i in sample]
