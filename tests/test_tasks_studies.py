@@ -61,6 +61,10 @@ def stored(path: Path) -> xr.Dataset:
 # ---- from end to end -------------------------------------------------------------------------------------------------
 
 
+OF_UPDATES = ["learning_rate", "gradient_norm", "total_gradient_norm", "update_norm"]
+"""Variables that say what an update did."""
+
+
 @shared
 @pytest.mark.parametrize("model", ["xlmr", "mbert"])
 @pytest.mark.parametrize("task", TASKS)
@@ -72,7 +76,12 @@ def test_a_study_trains_swaps_and_evaluates(hub, tmp_path, no_network, capsys, t
     assert ds["schedule"].values.tolist() == METHODS
     assert tuple(ds["target"].values) == TASKS[task]
     assert "no language adapter" in ds.attrs["skipped"]
-    for name, values in ds.data_vars.items():
+    before_the_end = ds.isel(step=slice(None, -1))
+    for name in ("learning_rate", "total_gradient_norm", "update_norm"):  # no update follows the last record
+        assert not before_the_end[name].isnull().any(), name
+        assert ds[name].isel(step=-1).isnull().all(), name
+    assert before_the_end["gradient_norm"].where(before_the_end["trainable"] == 1, 0).notnull().all()
+    for name, values in ds.drop_vars(OF_UPDATES).data_vars.items():
         if values.dtype.kind == "f" and not str(name).startswith("selection"):  # which FUN alone has
             missing = int(np.isnan(values.values).sum())
             assert missing == (7 if name == "train_loss" else 0), name  # none before the first step
