@@ -62,7 +62,7 @@ class Unfreezing:
         self.layers = layers
         self.interval = _interval(interval)
         self.due_steps = _expand(self.interval, len(layers))
-        self.decisions: list[tuple[int, tuple[str, ...]]] = [(0, policy.start(tuple(layers)))]
+        self.decisions: list[tuple[int, tuple[str, ...]]] = [(0, self._validated(policy.start(tuple(layers)), ()))]
         self.selections: list[Selection] = []
         seed = check("seed", seed, Whole)
         # Two generators: what is measured must not depend on what is drawn.
@@ -88,9 +88,8 @@ class Unfreezing:
         """
         before = self.open_at(step)
         scores = selection.scores if selection else {}
-        opened = tuple(self.policy.select(SelectionContext(step, tuple(self.layers), before, scores, self._chance)))
-        if wrong := [x for x in opened if x in before or x not in self.layers or opened.count(x) > 1]:
-            raise ValueError(f"policy {self.policy.id!r} chose {wrong}, which are open already, unknown or there twice")
+        context = SelectionContext(step, tuple(self.layers), before, scores, self._chance)
+        opened = self._validated(self.policy.select(context), before)
         if self._together:
             # Other processes may have measured other examples, or rounded otherwise.
             agreed = [(opened, selection)]
@@ -101,6 +100,15 @@ class Unfreezing:
             self.decisions.append((step, opened))
         if selection is not None:
             self.selections.append(selection)
+        return opened
+
+    def _validated(self, answer: Any, before: tuple[str, ...]) -> tuple[str, ...]:
+        """A policy's answer, of start or select: layers that are known, not open yet, and each once."""
+        if isinstance(answer, str) or not isinstance(answer, Iterable):
+            raise ValueError(f"policy {self.policy.id!r}: expected a tuple of layers to open, got {answer!r}")
+        opened = tuple(answer)
+        if wrong := [x for x in opened if x in before or x not in self.layers or opened.count(x) > 1]:
+            raise ValueError(f"policy {self.policy.id!r} chose {wrong}, which are open already, unknown or there twice")
         return opened
 
     def apply(self, model: nn.Module, step: int) -> None:

@@ -640,3 +640,8 @@ def test_a_finished_file_is_opened_to_be_read(tmp_path):
         optimizer.step()
     with Recorder(model, batches(), every=1, resume=tmp_path / "run.nc") as again:
         assert again.dataset["step"].values.tolist() == recorder.dataset["step"].values.tolist() == [0, 1]
+
+
+def test_a_misspelt_option_is_refused_when_the_recorder_is_made():
+    with pytest.raises(TypeError, match=r"Recorder has no option evry: expected some of .*every"):
+        Recorder(torch.nn.Linear(2, 2), [torch.zeros(1, 2)], evry=5)

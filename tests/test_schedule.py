@@ -344,3 +344,13 @@ def test_distributed_data_parallel_is_refused(model, how, message):
     wrapped = nn.parallel.DistributedDataParallel(model, **how)
     with pytest.raises(ValueError, match=message):
         Unfreezing(policies.top_down(), LAYERS, 3).attach(wrapped, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("answer", ["3", ("q",), (0,), ("3", "3"), None])
+def test_a_policys_answers_are_layers(answer):
+    """Of start as of select: text is not read as layers letter by letter, and what is unknown is not passed over."""
+    with pytest.raises(ValueError, match="policy 'mine'"):
+        Unfreezing(policies.Policy("mine", lambda layers: answer, lambda context: ()), LAYERS, 10)
+    unfreezing = Unfreezing(policies.Policy("mine", lambda layers: (), lambda context: answer), LAYERS, 10)
+    with pytest.raises(ValueError, match="policy 'mine'"):
+        unfreezing.select(10)

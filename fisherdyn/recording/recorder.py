@@ -104,6 +104,10 @@ class Recorder:
         self._loaders = probing.loaders_by_name(loader)
         for source in self._loaders.values():
             probing.require_reiterable(source)
+        if unknown := sorted(options.keys() - TraceOptions.__annotations__.keys()):
+            raise TypeError(
+                f"Recorder has no option {', '.join(unknown)}: expected some of {', '.join(RecorderOptions.__annotations__)}"
+            )
         self._options = options
         self._seed, self._generator = _label_noise(seed, options.pop("generator", None))
         self._uncompared = set(self.layers)
