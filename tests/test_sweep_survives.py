@@ -208,7 +208,7 @@ def test_what_failed_is_marked_retried_where_that_helps_and_said(tmp_path):
     assert [state for name, state in states(out).items() if not name.startswith("s0")] == [1] * 12
     assert "12 of 16 runs are done; the results below are of these" in said
     assert "4 of 16 runs failed; repeat the command to try them again" in said
-    assert "| s1 |  | all |" in said
+    assert "| s1 | Ada | all |" in said
     with xr.open_dataset(out / "nothing.nc") as ds:
         assert ds.sizes["run"] == 12
         assert "s0, seed 903: ValueError: the training loss is nan" in ds.attrs["failed"]
