@@ -75,7 +75,7 @@ def train(method, seed):
         evaluation=Evaluation(source=task.evaluate_source(), targets=task.evaluate(), every=STEPS // 4),
         layers=task.layers(model),
         seed=seed,
-    ).assign_coords(schedule=method, seed=seed)
+    ).assign_coords(schedule=method, policy=method, seed=seed)
 
 
 records = {(method, seed): train(method, seed) for seed in SEEDS for method in METHODS}
@@ -87,7 +87,7 @@ records = {(method, seed): train(method, seed) for seed in SEEDS for method in M
 ds = xr.concat(
     [one.drop_dims("selection_step", errors="ignore") for one in records.values()],
     "run",
-    coords=["schedule", "seed"],
+    coords=["schedule", "policy", "seed"],
     combine_attrs="drop_conflicts",
 )
 ds = ds.assign_coords(distance=("target", list(task.distances.values()))).assign_attrs(task="world")
