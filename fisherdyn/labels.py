@@ -104,8 +104,6 @@ class Argmax(LabelMode):
 LABELS: dict[str, LabelMode] = {
     mode.name: mode for mode in (Exact(), Rademacher(), MonteCarlo(), Empirical(), Argmax())
 }
-TRUE_LABELS = tuple(name for name, mode in LABELS.items() if mode.unbiased)
-"""Those whose estimate is of the true Fisher."""
 
 
 def find_labels(labels: str | LabelMode) -> LabelMode:
