@@ -89,7 +89,14 @@ class Unfreezing:
         before = self.open_at(step)
         scores = selection.scores if selection else {}
         context = SelectionContext(step, tuple(self.layers), before, scores, self._chance)
-        opened = self._validated(self.policy.select(context), before)
+        try:
+            opened = self._validated(self.policy.select(context), before)
+        except KeyError as error:
+            if not scores:
+                error.add_note(
+                    f"policy {self.policy.id!r} gets no scores: pass scoring=Scoring() to its Policy to have tr(F)"
+                )
+            raise
         if self._together:
             # Other processes may have measured other examples, or rounded otherwise.
             agreed = [(opened, selection)]

@@ -83,6 +83,7 @@ def fit(
         >>> ds = fit(model, loader, policy=policies.fun(), interval=50, optimization=Optimization(steps=1000, lr=1e-3),
         ...          measurement=Measurement(loader=probe_loader))
     """
+    _validate_types(optimization, measurement, evaluation, execution, checkpoints)
     seed = check("seed", seed, Whole)
     executor = Executor(model, execution)
     unfreezing = Unfreezing(policy, resolve_layers(model, layers), interval, seed=seed)
@@ -146,8 +147,8 @@ def fit(
             model.train()
             optimizer.zero_grad()
             batches = feed.take(optimization.accumulate)
-            loss = torch.stack([executor.backward(batch, optimization.accumulate) for batch in batches]).sum()
-            loss = executor.average(trained, loss)
+            losses = [executor.backward(batch, optimization.accumulate) for batch in batches]
+            loss = executor.average(trained, torch.stack(losses).sum())
             if not torch.isfinite(loss):
                 raise ValueError(
                     f"the training loss is {loss.item()} at step {step}: lower lr ({optimization.lr}) or look at the batch"
@@ -161,15 +162,21 @@ def fit(
                 on_step(step + 1, loss.item())
 
     recorder.close()
-    variables, coords = schedule_variables(unfreezing)
-    metrics, targets_coords = targets.variables()
-    variables |= metrics
+    variables, coords = (a | b for a, b in zip(schedule_variables(unfreezing), targets.variables(), strict=True))
     if evaluation.keep_best:
         stopping.restore_best()
         variables["best_step"] = ((), stopping.best_step)
         if evaluation.targets:
             variables["metric_at_best"] = (("target",), targets.now())
-    return record.describe(recorder.dataset.assign_coords(coords | targets_coords).assign(variables))
+    return record.describe(recorder.dataset.assign_coords(coords).assign(variables))
+
+
+def _validate_types(*given: Any) -> None:
+    kinds = (Optimization, Measurement, Evaluation, Execution, Checkpoints)
+    for value, kind in zip(given, kinds, strict=True):
+        if not isinstance(value, kind) and not (kind is Checkpoints and value is None):
+            name = kind.__name__
+            raise TypeError(f"expected {name.lower()} as {name}(...) of fisherdyn.settings, got {type(value).__name__}")
 
 
 def _trained_parameters(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter]:

@@ -483,4 +483,4 @@ def test_the_committed_records_name_the_papers_policies(path):
 
 def test_stores_and_policies_agree_on_ids():
     """`paper_figures` must not import torch, so that it repeats the ids that it compares."""
-    assert set(stores.PAPERS) == set(policies.NAMED)
+    assert set(stores.PAPERS) <= set(policies.NAMED)

@@ -107,7 +107,7 @@ def test_log_spaced():
     assert steps[-1] == 10_000
     assert len(steps) < 42
     assert fisherdyn.log_spaced(1) == (0, 1)
-    with pytest.raises(ValueError, match="at least 1, got 0 and 10"):
+    with pytest.raises(ValueError, match="last as a whole number of at least 1, got 0"):
         fisherdyn.log_spaced(0)
 
 
@@ -524,6 +524,15 @@ def in_use(data):
         (lambda m, o: Recorder(m, batches(), every=True), "every as a whole number of at least 1, got True"),
         (lambda m, o: Recorder(m, batches(), every=5, steps=[1]), "every= or steps=, got both"),
         (lambda m, o: Recorder(m, batches(), steps=[]), "at least one step to record"),
+        (lambda m, o: Recorder(m, batches(), steps=5), r"steps as whole numbers, such as log_spaced\(10_000\), got 5"),
+        (lambda m, o: Recorder(m, batches(), labels="monte"), "unknown labels='monte': choose one of exact"),
+        (lambda m, o: Recorder(m, batches(), method="hook"), "unknown method='hook': choose"),
+        (
+            lambda m, o: Recorder(m, batches(), num_batches=0),
+            "num_batches as a whole number of at least 1 or None, got 0",
+        ),
+        (lambda m, o: Recorder(m, batches()).log(loss="a"), "expected one number for 'loss', got 'a'"),
+        (lambda m, o: Recorder(m, batches()).log(loss=None), "expected one number for 'loss', got None"),
         (
             lambda m, o: Recorder(m, batches(), steps=[0, -1]),
             "a step to record as a whole number of at least 0, got -1",

@@ -62,6 +62,13 @@ def test_twelve_layers_as_the_authors_code_opens_them():
     assert order == {0: "11", **{50 * (i + 1) - 1: str(10 - i) for i in range(11)}}
 
 
+def test_a_policy_that_asked_for_no_scores_is_told_how():
+    by_score = policies.Policy("mine", lambda layers: layers[-1:], lambda c: (max(c.frozen, key=c.scores.__getitem__),))
+    with pytest.raises(KeyError) as raised:
+        _opened(by_score)
+    assert "policy 'mine' gets no scores: pass scoring=Scoring()" in raised.value.__notes__[0]
+
+
 def test_unequal_intervals():
     assert _opened(policies.top_down(), interval=[3, 4, 50]) == {0: "3", 3: "2", 4: "1", 50: "0"}
     assert _opened(policies.top_down(), interval=(5,)) == {0: "3", 5: "2"}

@@ -94,22 +94,23 @@ def test_a_policy_of_ones_own_is_named_coloured_and_tabled(tmp_path, capsys):
 
 
 FILES = [
-    ("schedules: [", "no YAML"),
+    ("schedules: [", "not valid YAML"),
     ("- 1", "expected options and schedules by name, got list"),
     ("steps: 3", "expected schedules, each a name with its policy or order"),
     ("speed: 3\nschedules: {x: {policy: fun}}", "unknown option speed: choose from"),
     (
         "schedules:\n  x: {policy: fun}\n  y: {policy: fun}\n  x: {policy: standard}",
-        'a.yaml: line 4: no YAML (found duplicate key "x"',
+        'a.yaml: line 4: not valid YAML (found duplicate key "x"',
     ),
-    ("steps: 3\nsteps: 4\nschedules: {x: {policy: fun}}", 'line 2: no YAML (found duplicate key "steps"'),
-    ("schedules: {x: {policy: fun, lr: 1.0e-3, lr: 0.1}}", 'line 1: no YAML (found duplicate key "lr"'),
-    ("schedules: {1: {policy: fun}, '1': {policy: fun}}", "schedule 1 is there twice"),
+    ("steps: 3\nsteps: 4\nschedules: {x: {policy: fun}}", 'line 2: not valid YAML (found duplicate key "steps"'),
+    ("schedules: {x: {policy: fun, lr: 1.0e-3, lr: 0.1}}", 'line 1: not valid YAML (found duplicate key "lr"'),
+    ("schedules: {1: {policy: fun}, '1': {policy: fun}}", "schedule 1 appears twice"),
     ("day: 2024-13-45", "a.yaml: month must be in 1..12"),
     (
         "steps: 3.5\nschedules: {x: {policy: fun}}",
         "a.yaml: expected steps as a whole number of at least 1, got 3.5",
     ),
+    ("fit: {patience: 2}\nschedules: {x: {policy: fun}}", "a.yaml: unknown option fit: choose from"),
     ("lr: [1]\nschedules: {x: {policy: fun}}", "a.yaml: expected lr as a number above 0, got [1]"),
     ("dry_run: true\nstatus: true\nschedules: {x: {policy: fun}}", "expected --dry-run or --status, got both"),
 ]
@@ -122,6 +123,8 @@ ROWS = [
     ("order: [1, 1]", "order 1,1: expected each of 0 to 10 once"),
     ("policy: fun, lr: abc", f"expected lr {RATE}, got 'abc'"),
     ("policy: fun, lr: 0", f"expected lr {RATE}, got 0"),
+    ("order: 5", "expected order as a list of layers, such as [9, 8, 7], got 5"),
+    ("policy: fun, lr: .inf", f"expected lr {RATE}, got inf"),
     ("policy: fun, lr: .nan", f"expected lr {RATE}, got nan"),
     ("policy: fun, lr: true", f"expected lr {RATE}, got True"),
     ("policy: fun, steps: 0", f"expected steps {COUNT}, got 0"),
@@ -173,6 +176,19 @@ def test_a_wrong_file_ends_with_one_line_and_2(tmp_path, capsys, name, text, mes
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_file_that_is_no_text(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "a.yaml")])
+    assert "a.yaml: expected text in UTF-8" in capsys.readouterr().err
+
+
+def test_what_a_file_turns_on_the_command_line_turns_off(tmp_path):
+    text = "keep_best: true\nschedules: {x: {policy: fun}}"
+    _, settings = plan(parse([written(tmp_path, text), "--no-keep-best"]))
+    assert settings.fit == {"keep_best": False}
 
 
 def test_numbers_of_yaml(tmp_path):

@@ -100,7 +100,7 @@ def test_a_study_trains_swaps_and_evaluates(hub, tmp_path, no_network, capsys, t
     assert by["tuning"].sel(run="full") == "full"
     assert (by["num_params"].sel(run="full") > 5 * by["num_params"].sel(run="FUN")).all()
     out = capsys.readouterr().out
-    assert "| FUN | Ada+FUN | all |" in out
+    assert "| FUN | Ada+FUN | 16 |" in out
     assert "Skipped: " in out
 
 
@@ -236,7 +236,7 @@ def test_recipes_are_whole_and_go_to_what_is_there():
         assert set(recipe.tasks) <= set(tasks.REGISTRY)
         assert set(recipe.policies) <= set(policies.NAMED)
         assert all(set(row) <= {"lr", "epochs", "interval"} for row in recipe.policies.values())
-    assert [row.policy for row in STUDIES["compare"].rows] == list(policies.NAMED)
+    assert {row.policy for row in STUDIES["compare"].rows} <= set(policies.NAMED)
 
 
 def test_the_best_checkpoint_is_kept_as_in_the_paper():

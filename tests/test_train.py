@@ -565,12 +565,25 @@ def test_optimizer_state_of_frozen_layers_is_empty(model, data, tmp_path):
         ({"precision": "fp16"}, "expected precision as one of float32, bf16, got 'fp16'"),
         ({"gradient_checkpointing": True}, "Tiny has none"),
         ({"policy": "fun"}, "expected a policy"),
+        ({"evaluate_source": lambda model: None}, "expected one number for 'source_metric', got None"),
+        ({"evaluate": {"de": lambda model: None}}, "expected one number for 'de', got None"),
         ({"accelerator": SimpleNamespace(mixed_precision="fp16")}, r'ask for Execution\(precision="bf16"\)'),
     ],
 )
 def test_bad_options(model, data, changes, message):
     with pytest.raises(ValueError, match=message):
         run(model, data, **{"policy": policies.top_down(), **changes})
+
+
+def test_settings_are_of_their_types(model, data):
+    made = {"policy": policies.top_down(), "interval": 4, "layers": LAYERS}
+    steps, probe = Optimization(steps=2, lr=1e-2), Measurement(loader=data[:2])
+    with pytest.raises(
+        TypeError, match=r"expected optimization as Optimization\(...\) of fisherdyn.settings, got dict"
+    ):
+        fit(model, data, **made, optimization={"steps": 2}, measurement=probe)
+    with pytest.raises(TypeError, match=r"expected checkpoints as Checkpoints\(...\) of fisherdyn.settings, got str"):
+        fit(model, data, **made, optimization=steps, measurement=probe, checkpoints="folder")
 
 
 def test_nothing_open_is_said(model, data):

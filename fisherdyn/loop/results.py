@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from .. import record
+from ..recording.logged import as_number
 from ..schedule import Unfreezing
 from ..settings import Metric
 
@@ -31,7 +32,7 @@ class TargetMetrics:
 
     def now(self) -> list[float]:
         """Of the model as it is."""
-        return [metric(self.model) for metric in self.targets.values()]
+        return [float(as_number(name, metric(self.model))) for name, metric in self.targets.items()]
 
     def variables(self) -> tuple[Variables, dict[str, Any]]:
         """Variables and coordinates."""

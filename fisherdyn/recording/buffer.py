@@ -121,8 +121,8 @@ class RecordBuffer:
             raise OSError(
                 error.errno,
                 f"the record at step {self.last_step} could not be saved ({error.strerror or error}); all {len(self.rows)} "
-                "records are in memory, in .dataset, and those before it are on disk: make room, and the next record saves "
-                "this one too",
+                "records are in memory, in .dataset, and those before it are on disk: once the disk can be written to, the "
+                "next record saves this one too",
                 str(self._file.path),
             ) from error
         self._saved = True

@@ -28,6 +28,10 @@ class Cadence:
             raise ValueError("expected every= or steps=, got both")
         if steps is None:
             return cls(check("every", 100 if every is None else every, Count), frozenset())
+        if not isinstance(steps, Iterable):
+            raise ValueError(
+                f"expected steps as whole numbers, such as log_spaced(10_000), got {steps!r}: every= is an interval"
+            )
         chosen = frozenset(check("a step to record", step, Natural) for step in steps)
         if not chosen:
             raise ValueError("expected at least one step to record, got none")
@@ -46,7 +50,6 @@ class Cadence:
 
 def log_spaced(last: int, per_decade: int = 10) -> tuple[int, ...]:
     """Steps from 0 to `last`, as evenly spaced in log(step) as whole numbers can be: 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, ..."""
-    if last < 1 or per_decade < 1:
-        raise ValueError(f"expected last and per_decade of at least 1, got {last} and {per_decade}")
+    last, per_decade = check("last", last, Count), check("per_decade", per_decade, Count)
     count = int(np.ceil(np.log10(last) * per_decade)) + 1
     return (0, *np.unique(np.geomspace(1, last, max(count, 2)).round().astype(int)).tolist())

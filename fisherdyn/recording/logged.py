@@ -31,6 +31,22 @@ def check_name(name: str) -> None:
         raise ValueError(f"{name!r} is a name of the record's own: log it under another")
 
 
+def as_number(name: str, value: Any) -> float | Tensor:
+    """One number in float64; a tensor stays on its device.
+
+    Raises:
+        ValueError: the value is not one number.
+    """
+    if np.prod(np.shape(value)) != 1:
+        raise ValueError(f"expected one number for {name!r}, got shape {tuple(np.shape(value))}")
+    if isinstance(value, Tensor):
+        return value.detach().double().reshape(())
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected one number for {name!r}, got {value!r}") from None
+
+
 class LoggedMeans:
     """The mean of each logged number since the last `take`. Tensors stay on their device until then."""
 
@@ -40,9 +56,7 @@ class LoggedMeans:
     def add(self, name: str, value: float | Tensor) -> None:
         """Raises ValueError for a name that `check_name` refuses and for a value that is not one number."""
         check_name(name)
-        if np.prod(np.shape(value)) != 1:
-            raise ValueError(f"expected one number for {name!r}, got shape {tuple(np.shape(value))}")
-        number = value.detach().double().reshape(()) if isinstance(value, Tensor) else float(value)
+        number = as_number(name, value)
         total, count = self._sums.get(name, (0.0, 0))
         self._sums[name] = (total + number, count + 1)
 

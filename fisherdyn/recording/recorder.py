@@ -19,12 +19,14 @@ from torch.utils.hooks import RemovableHandle
 from .. import probing, record
 from ..fisher.check import CheckName, check_of_repeat
 from ..fisher.distributed import all_gather, rank_generator, shard
+from ..fisher.methods import find_method
 from ..fisher.model_state import device_of, preserve_state, unwrap
 from ..fisher.trace import FisherTrace, TraceOptions
 from ..fisher.training import TrainingPass
+from ..labels import find_labels
 from ..layers import resolve_layers
 from ..model_index import ModelIndex
-from ..validation import Natural, Whole, check
+from ..validation import Count, Natural, Whole, check
 from . import gauges
 from .buffer import RecordBuffer
 from .cadence import Cadence
@@ -108,6 +110,9 @@ class Recorder:
             raise TypeError(
                 f"Recorder has no option {', '.join(unknown)}: expected some of {', '.join(RecorderOptions.__annotations__)}"
             )
+        find_labels(options.get("labels", "rademacher"))
+        find_method(options.get("method", "hooks"))
+        check("num_batches", options.get("num_batches"), Count | None)
         self._options = options
         self._seed, self._generator = _label_noise(seed, options.pop("generator", None))
         self._uncompared = set(self.layers)

@@ -112,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SchedulerLostError:
         print("the scheduler is lost; what is finished is kept: repeat the command with a scheduler", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; what is finished is kept: repeat the command to go on", file=sys.stderr)
         return 130

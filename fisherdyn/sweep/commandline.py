@@ -72,7 +72,7 @@ class _Parser:
         described = cyclopts.Parameter(
             help=field.help.replace("TASKS", ", ".join(tasks.REGISTRY)),
             converter=_whole if kind is int else None,
-            negative=None if default is True else (),
+            negative=None if default is True or field.name in FIT else (),
             show_default=default not in (None, False, ()),
         )
         kind = kind | None if default is None else kind  # cyclopts checks defaults too

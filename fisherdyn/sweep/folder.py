@@ -51,7 +51,9 @@ def claim(folder: Path, study: str, plan: Mapping[str, Any]) -> None:
         return
     try:
         stored = json.loads(path.read_text())
-        differing = [key for key, value in plan.items() if stored.get(key) != value]
+        differing = [
+            _difference(key, stored.get(key), value) for key, value in plan.items() if stored.get(key) != value
+        ]
     except (ValueError, AttributeError):
         raise ValueError(f"--out {folder}: {PLAN} is damaged; choose another folder or delete this one") from None
     if differing:
@@ -59,6 +61,13 @@ def claim(folder: Path, study: str, plan: Mapping[str, Any]) -> None:
             f"--out {folder}: holds a sweep with other {' and '.join(differing)} (see {PLAN}); repeat that "
             "command, with the versions that it was begun with, or choose another folder"
         )
+
+
+def _difference(name: str, stored: Any, given: Any) -> str:
+    """The part of a plan that differs; of settings by name, those that do."""
+    if not (isinstance(stored, Mapping) and isinstance(given, Mapping)):
+        return name
+    return f"{name} ({', '.join(key for key in {**stored, **given} if stored.get(key) != given.get(key))})"
 
 
 def _require_room(folder: Path, study: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BeforeValidator, Field
+from pydantic import AllowInfNan, BeforeValidator, Field
 
 from ..settings import Evaluation, Execution, Measurement, Optimization
 from ..validation import Count, Expected, Natural, Positive, SettingsField, check, fields_of, settings
@@ -70,7 +70,7 @@ class RunOptions:
 
     steps: Count | None = None
     """Updates a run (default: the recipe's)."""
-    lr: Positive | None = None
+    lr: Annotated[Positive, AllowInfNan(False)] | None = None
     """Learning rate (default: the recipe's)."""
     interval: Count | None = None
     """Steps between openings (default: the recipe's)."""

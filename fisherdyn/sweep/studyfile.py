@@ -48,12 +48,14 @@ def read(path: Path) -> Study:
         ValueError: the file cannot be read or is no study; the message says what is wrong with which row.
     """
     try:
-        source = path.read_text()
+        source = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
             return _from_python(path, source)
         options = _yaml(source)
         rows = _rows(options.pop("schedules", None), policies.NAMED)
         return Study(path.stem, f"the study of {path}", rows, defaults=_checked(options), file=str(path))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected text in UTF-8") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError) as error:
@@ -71,7 +73,7 @@ def _yaml(source: str) -> dict[str, Any]:
         options = YAML(typ="safe", pure=True).load(source)
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ValueError(f"{line}no YAML ({error.problem})") from error
+        raise ValueError(f"{line}not valid YAML ({error.problem})") from error
     if not isinstance(options, dict):
         raise ValueError(f"expected options and schedules by name, got {type(options).__name__}")
     return options
@@ -138,7 +140,7 @@ def _policies(module: ModuleType) -> dict[str, Policy]:
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """The file's options, of the types that those of the command line have."""
-    known = {**fields_of(Options), **FIT}
+    known = {name: field for name, field in {**fields_of(Options), **FIT}.items() if name != "fit"}
     if unknown := [str(name) for name in options if name not in known]:
         raise ValueError(f"unknown option {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
     return checked({name: value for name, value in options.items() if value is not None}, known)
@@ -149,8 +151,14 @@ def _rows(schedules: Any, known: Mapping[str, Policy], on_tasks: bool = True) ->
         raise ValueError("expected schedules, each a name with its policy or order")
     names = [str(name) for name in schedules]
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"schedule {repeated[0]} is there twice, as a number and as text: give one another name")
+        raise ValueError(f"schedule {repeated[0]} appears twice, as a number and as text: rename one")
     return tuple(_row(str(name), row, known, on_tasks) for name, row in schedules.items())
+
+
+def _order(order: Any) -> tuple[Any, ...]:
+    if not isinstance(order, list | tuple):
+        raise ValueError(f"expected order as a list of layers, such as [9, 8, 7], got {order!r}")
+    return tuple(order)
 
 
 def _row(name: str, row: Any, known: Mapping[str, Policy], on_tasks: bool) -> Row:
@@ -158,7 +166,7 @@ def _row(name: str, row: Any, known: Mapping[str, Policy], on_tasks: bool) -> Ro
         if not isinstance(row, dict) or ("policy" in row) == ("order" in row):
             raise ValueError(f"expected a policy or an order, and options of its runs; got {row}")
         changes = dict(row)
-        policy, order = changes.pop("policy", "permutation"), tuple(changes.pop("order", ()))
+        policy, order = changes.pop("policy", "permutation"), _order(changes.pop("order", ()))
         if not order and policy not in known:
             raise ValueError(f"unknown policy {policy!r}: choose one of {', '.join(known)}")
         if order and on_tasks:

@@ -32,7 +32,7 @@ def table(ds: xr.Dataset) -> str:
                 [
                     name,
                     in_the_paper.get(name, ""),
-                    str(size or "all"),
+                    str(size or ds.attrs.get("train_examples", "all")),
                     f"{float(one['source'].mean()):.2f}",
                     f"{target.idxmin('target').item()} {float(target.min()):.2f}",
                     f"{transfer.estimate:.2f} {half(transfer)}",
