@@ -1,8 +1,8 @@
-"""FUN's measurement: tr(F) of the frozen layers, sampled until more of it would hardly change the choice.
+"""FUN's measurement: tr(F) of the frozen layers, sampled until further batches would hardly change the choice.
 
-Two questions are kept apart, both answered by paired comparisons, layer against layer on the same examples. *Is the best
-one really the best?* If not, it is a tie. *Would the rest of the budget change the choice?* If that is unlikely, and if it
-would not break the tie either, it need not be read. Both are asked several times while the sample grows.
+Paired comparisons of layers on the same examples answer two questions. *Is the best layer really the best?* If not, the
+choice is a tie. *Would the rest of the budget change the choice?* If that is unlikely, and if the rest would not break a
+tie either, it is not read. Both questions are asked several times while the sample grows.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from .likelihoods import Likelihood
 from .policies import Scoring
 
 FEWEST_EXAMPLES = 64
-"""Before that many, nothing is concluded: Student's t is too rough for values with tails as heavy as these."""
+"""Fewest examples to conclude anything from: with fewer, Student's t is too rough for values with such heavy tails."""
 HIGHEST = 8.0
-"""Standard errors beyond which nothing is told apart."""
+"""Leads are capped at this many standard errors."""
 GROWTH = 1.25
-"""Examples of a look over those of the look before."""
+"""Ratio of the examples at one look to those at the look before."""
 NODES = 128
-"""Of the integrals over what has stayed within the bounds."""
+"""Quadrature nodes of the integrals in `stays_within`."""
 WORTH_READING = 0.6
-"""How likely the rest of the budget has to establish a settled choice, to be read for that alone."""
+"""A settled choice is read on for only if the rest of the budget establishes it with at least this probability."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Selection:
     """What was known when SELECT was asked.
 
     Attributes:
-        step: when.
+        step: the optimizer updates made by then.
         scores: candidate -> (tr(F), standard error).
         examples, batches: how many were measured.
         confidence: that the best candidate's tr(F) is the largest: one minus the p-value of its smallest lead, over all
@@ -121,7 +121,7 @@ def choose(
     rule = Rule(budget, scoring.error_rate)
     by_example = scoring.method != "authors"
     try:
-        found = fisher_trace(
+        trace = fisher_trace(
             model,
             mine,
             layers=candidates,
@@ -135,13 +135,13 @@ def choose(
         )
     except ValueError as error:
         raise ValueError(f"tr(F) at step {step}: {error}") from error
-    confidence = rule.confidence(found.values.numpy()) if by_example else math.nan
+    confidence = rule.confidence(trace.values.numpy()) if by_example else math.nan
     tie = confidence < 1 - scoring.error_rate
-    return Selection(step, found.scores(), found.examples, found.batches, confidence, tie)
+    return Selection(step, trace.scores(), trace.examples, trace.batches, confidence, tie)
 
 
 class Rule:
-    """When to stop, and how sure to be then.
+    """When to stop, and how certain the choice is then.
 
     Args:
         budget: batches, of all processes.
@@ -154,7 +154,7 @@ class Rule:
         self.next_look: int | None = None
 
     def enough(self, read: RunningMean) -> bool:
-        """Looks, when it is time to: is the lead established, or settled and unlikely to be established?"""
+        """Whether to stop, asked at every look: the lead is established, or it is settled and unlikely to be established."""
         if self.next_look is None:
             self.looks = _looks(self.budget, read.examples / read.batches)
             self.next_look = self.looks[0]
@@ -167,14 +167,14 @@ class Rule:
         return lead >= needed or (settled and _establishes(lead, needed, part) < WORTH_READING)
 
     def confidence(self, values: np.ndarray) -> float:
-        """How sure it is that the best candidate's expectation is the largest; 0 from too few examples."""
+        """The confidence that the best candidate's expectation is the largest; 0 if there are too few examples."""
         return stays_within(_smallest_lead(values), self.looks) if len(values) >= FEWEST_EXAMPLES else 0.0
 
 
 def _looks(budget: int, examples: float) -> list[int]:
-    """After how many batches to look, given the examples of one: geometrically, and at the end."""
+    """The numbers of batches at which to look, given the examples per batch: a geometric series, and the end."""
     looks, look = [], math.ceil(FEWEST_EXAMPLES / examples)
-    while look * (1 + GROWTH) / 2 < budget:  # not where the end is near
+    while look * (1 + GROWTH) / 2 < budget:  # a look close to the end would add nothing
         looks.append(look)
         look = math.ceil(look * GROWTH)
     return [*looks, budget]
@@ -186,26 +186,26 @@ def _changes(values: np.ndarray, part: float) -> float:
 
 
 def _establishes(lead: float, needed: float, part: float) -> float:
-    """The predictive probability that this lead, in standard errors, is beyond what is needed when the budget is read."""
+    """The predictive probability that the lead, in standard errors, is beyond `needed` once the budget is read."""
     return float(stats.norm.sf((needed * math.sqrt(part) - lead) / math.sqrt(1 - part)))
 
 
 @cache
 def _pocock(times: tuple[int, ...], error_rate: float) -> float:
-    """The bound that Brownian motion, looked at in these times, passes somewhere with probability `error_rate`."""
+    """The bound that Brownian motion exceeds at one of these times, or more, with probability `error_rate`."""
     if 1 - stays_within(HIGHEST, times) >= error_rate:
         return HIGHEST
     return brentq(lambda bound: stays_within(bound, times) - 1 + error_rate, 0.0, HIGHEST)
 
 
 def _smallest_lead(values: np.ndarray) -> float:
-    """Guarded, as the standard normal quantile that is as rare as Student's t, capped where it no longer matters."""
+    """The smallest guarded lead, as the standard normal quantile of the same tail probability as its t; capped."""
     t = _leads(values, guarded=True).min()
     return float(np.clip(stats.norm.isf(stats.t.sf(t, len(values) - 1)), 0.0, HIGHEST))
 
 
 def _leads(values: np.ndarray, *, guarded: bool = False) -> np.ndarray:
-    """The paired t of the best column against each other one; the highest of exact equals is the best."""
+    """The paired t statistics of the best column against each other column; of exact equals the highest is the best."""
     best = values.shape[1] - 1 - int(np.argmax(values.mean(axis=0)[::-1]))
     ahead = values[:, [best]] - np.delete(values, best, axis=1)
     if guarded:
@@ -216,10 +216,10 @@ def _leads(values: np.ndarray, *, guarded: bool = False) -> np.ndarray:
 
 
 def stays_within(bound: float, times: Sequence[int]) -> float:
-    """P(|W(s)| < bound √s at every one of the times s): the Brownian motion W of a sum of independent terms.
+    """P(|W(s)| < bound √s at every time s) for Brownian motion W, the limit of a sum of independent terms.
 
-    By integrating the density of what has stayed within from each time to the next (Armitage, McPherson & Rowe 1969);
-    exact to 1e-10 for times that grow by a twentieth or more.
+    The density of the paths that stayed within the bound is integrated from each time to the next (Armitage, McPherson &
+    Rowe 1969). The result is exact to 1e-10 for times that grow by a twentieth or more.
     """
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     z, weights = bound * nodes, bound * weights
@@ -237,7 +237,7 @@ def _normal_density(z: np.ndarray) -> np.ndarray:
 
 
 def require_shareable(loader: Iterable[Batch]) -> None:
-    """Loaders that training and selections cannot both read."""
+    """Refuses a loader that training and selections cannot both read."""
     if isinstance(loader, Iterator):
         raise ValueError("expected a loader that can be read again and again, got an iterator: pass the loader itself")
     if getattr(loader, "persistent_workers", False) and getattr(loader, "num_workers", 0):
@@ -248,11 +248,11 @@ def require_shareable(loader: Iterable[Batch]) -> None:
 
 
 def reshuffled(dataloader: Any, batch: int | None, seed: int) -> DataLoader:
-    """A trainer's data, shuffled by a generator of its own: reading the trainer's loader itself would move the training's.
+    """A trainer's data in an order of its own: reading the trainer's own loader would change the order of training.
 
     Args:
         dataloader: a DataLoader over a data set with indices.
-        batch: examples a batch; None: as many as there.
+        batch: examples per batch; None: as many as in the trainer's loader.
         seed: of the order, which is the same at every reading.
 
     Raises:

@@ -175,9 +175,9 @@ def test_a_slurm_file_gives_jobs_of_one_thread(tmp_path):
             "jobqueue: {slurm: {cores: 4, memory: 1GB}}",
             "expected cores equal to processes, got cores 4 and processes 1",
         ),
-        ("jobqueue: {cray: {}}", "expected dask-jobqueue's form"),
-        ("jobqueue: [", "expected dask-jobqueue's form"),
-        ("slurm: {}", "expected dask-jobqueue's form"),
+        ("jobqueue: {cray: {}}", "expected dask-jobqueue's format"),
+        ("jobqueue: [", "expected dask-jobqueue's format"),
+        ("slurm: {}", "expected dask-jobqueue's format"),
         (None, "No such file"),
     ],
 )

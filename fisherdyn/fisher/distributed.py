@@ -30,9 +30,9 @@ def all_gather(value: Any) -> list[Any]:
     """Every process's value, in the order of ranks; all of them must call it. For small things: they are pickled."""
     if not several():
         return [value]
-    found: list[Any] = [None] * processes()
-    dist.all_gather_object(found, value)
-    return found
+    gathered: list[Any] = [None] * processes()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def shard(loader: Iterable[Batch], most: int | None = None) -> Iterable[Batch]:

@@ -1,4 +1,4 @@
-"""The same measurements and schedules in other people's loops: transformers' (and adapters') and Lightning's."""
+"""Callbacks that record and unfreeze in the Trainer of transformers (and adapters) and in Lightning's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Each is imported only where it is used: neither library is needed otherwise."""
+    """Imports each library only when it is used, so that neither is a dependency."""
     if name in ("transformers", "lightning"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has transformers and lightning")

@@ -1,4 +1,4 @@
-"""What the callbacks of all trainers have in common; each adds when it is called."""
+"""The part of the callbacks that does not depend on the trainer."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Recording:
             raise ValueError("nothing is recorded yet: training has not begun")
         return self.recorder.dataset
 
-    def hear_loss(self, loss: Tensor) -> None:
+    def keep_loss(self, loss: Tensor) -> None:
         """Keeps the loss of a batch until its update is made."""
         self._losses.append(loss.detach())
 
     def log_losses(self) -> None:
-        """Logs the losses of an update after it, as a loop of one's own does: a record has those of the updates before."""
+        """Logs an update's losses after the update, as a hand-written loop does."""
         assert self.recorder is not None
         for loss in self._losses:
             self.recorder.log(train_loss=loss)
@@ -79,7 +79,7 @@ class Scheduled:
     def begin(
         self, model: nn.Module, optimizer: Optimizer, train_loader: Any, batch_size: int | None, *, together: bool
     ) -> Unfreezing:
-        """The schedule, attached; FUN is measured on the training set, in an order of its own, where no loader is named."""
+        """Attaches the schedule. Without a loader, FUN measures on the training set, in an order of its own."""
         layers = resolve_layers(model, self.layers)
         unfreezing = Unfreezing(self.policy, layers, self.interval, seed=self.seed)
         loader = self.loader

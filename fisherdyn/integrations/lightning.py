@@ -59,7 +59,7 @@ class FisherCallback(Recording, Callback):
         if self.recorder is None:
             return
         if isinstance(loss, Tensor):
-            self.hear_loss(loss * trainer.accumulate_grad_batches)  # which Lightning has divided it by
+            self.keep_loss(loss * trainer.accumulate_grad_batches)  # which Lightning has divided it by
         if trainer.global_step > self._logged_at:
             self.log_losses()
             self._logged_at = trainer.global_step

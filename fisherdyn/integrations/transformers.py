@@ -49,7 +49,7 @@ class FisherCallback(Recording, TrainerCallback):
             if module.training and isinstance(loss, Tensor):
                 # A loss that was divided by the number of items of the whole update is a part of it, not a mean.
                 parts = args.gradient_accumulation_steps if kwargs.get("num_items_in_batch") is not None else 1
-                self.hear_loss(loss.mean() * parts)
+                self.keep_loss(loss.mean() * parts)
 
         self._listener = recorder.model.register_forward_hook(listen, with_kwargs=True)
 

@@ -1,6 +1,6 @@
-"""What is read off a model and its optimizer beside tr(F): norms and learning rates, a layer.
+"""Norms and learning rates per layer, recorded beside tr(F).
 
-Everything is gathered on the device first, so that a reading costs one synchronisation however many layers there are.
+Values are gathered on the device first, so that one record costs one synchronisation, whatever the number of layers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Groups = Sequence[Sequence[Tensor]]
 def norms(groups: Groups) -> np.ndarray:
     """Euclidean norm over each group's tensors: (groups,); NaN where a group has none."""
     flat = [t.detach().float() if t.dtype.itemsize < 4 else t.detach() for group in groups for t in group]
-    # One kernel for all tensors on a GPU, one call on a CPU: torch.nn.utils.get_total_norm is a call a layer.
+    # One kernel for all tensors on a GPU, one call on a CPU; torch.nn.utils.get_total_norm would need a call per layer.
     each = iter(torch.stack(torch._foreach_norm(flat)).double().cpu().numpy() if flat else ())
     return np.array([np.linalg.norm([next(each) for _ in group]) if group else np.nan for group in groups])
 
 
 def gradients(groups: Groups) -> list[list[Tensor]]:
-    """The gradients that there are."""
+    """The gradients of each group's tensors, without those that have none."""
     return [[t.grad for t in group if t.grad is not None] for group in groups]
 
 
@@ -43,7 +43,7 @@ def held(optimizer: Optimizer) -> list[Tensor]:
 
 
 def learning_rates(optimizer: Optimizer, groups: Groups) -> np.ndarray:
-    """Of each layer: the mean over its parameters that the optimizer holds, NaN where it holds none: (groups,)."""
+    """Each layer's mean learning rate over the parameters that the optimizer holds, NaN if it holds none: (groups,)."""
     rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
 
     def rate(group: Sequence[Tensor]) -> float:

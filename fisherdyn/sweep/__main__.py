@@ -27,7 +27,7 @@ __all__ = ["main", "parse", "plan"]
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], None]]:
-    """Ctrl-C as a KeyboardInterrupt at once or, where Python swallows that (in a finaliser), from the function yielded."""
+    """Turns Ctrl-C into KeyboardInterrupt. The function yielded raises it too, in case a finaliser swallowed it."""
     pressed = False
 
     def press(*_: object) -> None:
@@ -47,7 +47,7 @@ def stoppable() -> Iterator[Callable[[], None]]:
 
 
 def engine(command: Command, left: int, device: str) -> Callable[[Watch], Engine]:
-    """What does the runs: one after the other here, several here, or a cluster."""
+    """The engine of a command: one run at a time, several worker processes, or a cluster."""
     train, scheduler = command.study.train, command.options.scheduler
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     workers = command.options.workers or gpus or cores()
@@ -66,7 +66,7 @@ def cores() -> int:
 def sweep(
     store: SweepStore, chosen: Sequence[int], make: Callable[[Watch], Engine], check_stop: Callable[[], None]
 ) -> int:
-    """Runs what is left, publishes the dataset and says what it shows; the exit code."""
+    """Trains the runs that are left, publishes the dataset and prints its table. Returns the exit code."""
     for line in notes.openings([store.runs[index] for index in chosen], store.settings):
         print(line)
     failed = run(store, make, chosen, check_stop)
@@ -79,7 +79,7 @@ def sweep(
 
 
 def _print_results(store: SweepStore) -> None:
-    """The dataset of the runs that are done, its table, and where the files are."""
+    """Publishes the runs that are done, and prints their table and the paths of the files."""
     done = store.done()
     if not done.any():
         return
@@ -87,11 +87,14 @@ def _print_results(store: SweepStore) -> None:
     ds = store.read()
     if not done.all():
         print(f"\n{int(done.sum())} of {len(done)} runs are done; the results below are of these")
-    says = report if store.study == "permutations" else tables
+    words = report if store.study == "permutations" else tables
     try:
-        print(f"\n{says.table(ds)}\n\n{says.findings(ds)}\n")
-        files += says.write(ds, store.folder)
-    except (KeyError, ValueError) as error:  # runs of one's own trainer without such variables; no seed is complete
+        print(f"\n{words.table(ds)}\n\n{words.findings(ds)}\n")
+        files += words.write(ds, store.folder)
+    except (
+        KeyError,
+        ValueError,
+    ) as error:  # a trainer of the user's own recorded no such variables, or no seed is complete
         print(f"\nno table: {' '.join(str(error).split())}\n")
     for path in files:
         print(path)
@@ -136,7 +139,7 @@ def _main(argv: Sequence[str] | None, check_stop: Callable[[], None]) -> int:
         return 0
     scheduler = options.scheduler or ""
     if scheduler.endswith((".yaml", ".yml")) and not Path(scheduler).is_file():
-        raise ValueError(f"--scheduler {scheduler}: there is no such file")  # before the folder is claimed
+        raise ValueError(f"--scheduler {scheduler}: there is no such file")  # known before the folder is claimed
     with open_store(command, runs, settings) as store:
         left = int((~store.done()[chosen]).sum())
         return sweep(store, chosen, engine(command, left, settings.device), check_stop)

@@ -1,7 +1,7 @@
-"""Runs on many machines: a Dask cluster, by the address of its scheduler or by a dask-jobqueue file (SLURM and others).
+"""Runs on many machines: a Dask cluster, given by its scheduler's address or by a dask-jobqueue file (SLURM and others).
 
-One run is one task, and a worker of one thread (and one GPU, where it is given one) does one at a time. A cluster keeps
-nothing of a sweep: when scheduler or workers are gone, the same command goes on with others.
+One run is one task. A worker has one thread, and a GPU if it is given one, and trains one run at a time. The cluster keeps
+no state of the sweep: if the scheduler or workers are lost, the same command continues with others.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .engine import SECONDS, Job, Outcome, Train, Watch, guarded
 from .failures import Failure
 
 AT_LEAST = 64
-"""Tasks that are with the scheduler at a time; two a worker where that is more."""
+"""Fewest tasks that the scheduler holds at a time; it holds two per worker if that is more."""
 PATIENCE = "20s"
-"""With a scheduler that does not answer."""
+"""How long to wait for a scheduler that does not answer."""
 ENVIRONMENT = {"DASK_DISTRIBUTED__WORKER__DAEMON": "False", "OMP_NUM_THREADS": "1"}
-"""Of the workers: data loaders may start processes of their own, and BLAS has one thread."""
+"""Environment of the workers: data loaders may start processes, and BLAS has one thread."""
 CLUSTERS = {
     "slurm": "SLURMCluster",
     "pbs": "PBSCluster",
@@ -36,21 +36,21 @@ CLUSTERS = {
 
 
 class NoSchedulerError(ValueError):
-    """--scheduler names none that can be used."""
+    """The scheduler that --scheduler names cannot be used."""
 
 
 class SchedulerLostError(Exception):
-    """The scheduler is gone, and with it what was under way."""
+    """The scheduler is lost, and with it the runs under way."""
 
 
 class Cluster:
     """The workers of a Dask scheduler.
 
     Args:
-        train: how one run is trained; it is pickled.
-        watch: hears of progress.
+        train: trains one run; it is pickled.
+        watch: receives progress.
         scheduler: an address such as "tcp://host:8786", or a YAML file that describes a cluster of dask-jobqueue.
-        workers: jobs that are asked of the queue; an address's workers are started by whoever started the scheduler.
+        workers: number of jobs to submit to the queue. Not used with an address, whose workers you start yourself.
 
     Raises:
         NoSchedulerError: nothing answers, the file describes no cluster of one-thread workers, a package is missing.
@@ -65,7 +65,7 @@ class Cluster:
                 f"--scheduler {scheduler}: needs {error.name}: pip install 'fisherdyn[cluster]'"
             ) from error
         dask.config.set({"distributed.worker.daemon": False})
-        # Of a lost scheduler it would say in three tracebacks what we say in a line.
+        # It prints three tracebacks when the scheduler is lost; we print one line.
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         self._train, self._watch = train, watch
         self._cluster = queue(Path(scheduler)) if Path(scheduler).suffix in (".yaml", ".yml") else None
@@ -77,12 +77,12 @@ class Cluster:
             raise NoSchedulerError(f"--scheduler {scheduler}: no scheduler answers there ({error})") from error
         self.capacity = max(AT_LEAST, 2 * workers, 2 * len(self._client.ncores()))
         self._under_way: dict[Any, int] = {}
-        self._words: deque[tuple[int, int, float]] = deque()
-        self._topic = f"fisherdyn-{uuid.uuid4().hex}"  # ours alone: a cluster may serve several sweeps
-        self._client.subscribe_topic(self._topic, lambda event: self._words.append(event[1]))
+        self._reports: deque[tuple[int, int, float]] = deque()
+        self._topic = f"fisherdyn-{uuid.uuid4().hex}"  # unique, because a cluster may serve several sweeps
+        self._client.subscribe_topic(self._topic, lambda event: self._reports.append(event[1]))
 
     def submit(self, job: Job) -> None:
-        key = f"run-{job.index}-{uuid.uuid4().hex}"  # never an earlier attempt's result
+        key = f"run-{job.index}-{uuid.uuid4().hex}"  # a new key, so that no earlier result is returned
         future = self._client.submit(_work, self._train, job, self._topic, key=key, pure=False)
         self._under_way[future] = job.index
 
@@ -103,15 +103,15 @@ class Cluster:
         try:
             return index, done[0].result()
         except KilledWorker:
-            return index, failures.lost_worker(", or more memory a worker")
+            return index, failures.lost_worker(", or more memory per worker")
         except CancelledError as error:
             raise SchedulerLostError from error
         except Exception as error:  # a worker that cannot even read the task
             return index, failures.of(error)
 
     def _listen(self) -> None:
-        while self._words:
-            self._watch(*self._words.popleft())
+        while self._reports:
+            self._watch(*self._reports.popleft())
 
     def close(self, abandon: bool = False) -> None:
         if abandon and self._client.status == "running":
@@ -122,10 +122,10 @@ class Cluster:
 
 
 def queue(path: Path) -> Any:
-    """The cluster that a file describes, in dask-jobqueue's own form: `jobqueue: {slurm: {cores: 1, memory: 16GB, ...}}`.
+    """The cluster that a file describes in dask-jobqueue's format: `jobqueue: {slurm: {cores: 1, memory: 16GB, ...}}`.
 
     Raises:
-        NoSchedulerError: it does not, or its workers would have more than one thread.
+        NoSchedulerError: the file describes no cluster, or its workers would have more than one thread.
     """
     try:
         import dask_jobqueue
@@ -140,12 +140,13 @@ def queue(path: Path) -> Any:
         raise NoSchedulerError(f"--scheduler {path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise NoSchedulerError(
-            f"--scheduler {path}: expected dask-jobqueue's form: jobqueue:, and under it {', '.join(CLUSTERS)} ({error})"
+            f"--scheduler {path}: expected dask-jobqueue's format, jobqueue: and below it one of "
+            f"{', '.join(CLUSTERS)} ({error})"
         ) from error
     if options.get("cores", 1) != options.get("processes", 1):
         raise NoSchedulerError(
-            f"--scheduler {path}: a worker does one run on one thread: expected cores equal to processes, got cores "
-            f"{options.get('cores')} and processes {options.get('processes', 1)}; more CPUs a job: job_cpu"
+            f"--scheduler {path}: a worker trains one run on one thread: expected cores equal to processes, got cores "
+            f"{options.get('cores')} and processes {options.get('processes', 1)}; for more CPUs per job set job_cpu"
         )
     exports = [f"export {name}={value}" for name, value in ENVIRONMENT.items()]
     before = [*options.pop("job_script_prologue", []), *exports]
@@ -156,10 +157,10 @@ def queue(path: Path) -> Any:
 
 
 def _work(train: Train, job: Job, topic: str) -> Outcome:
-    """On a worker. Two runs in one process would share the random state that dropout draws from."""
+    """Runs on a worker. It has one thread, because two runs in one process would share the random state of dropout."""
     from distributed import get_worker
 
     worker = get_worker()
     if worker.state.nthreads != 1:
-        return Failure(f"its worker has {worker.state.nthreads} threads: start workers with --nthreads 1")
-    return guarded(train, job, lambda *word: worker.log_event(topic, word))
+        return Failure(f"the worker has {worker.state.nthreads} threads: start workers with --nthreads 1")
+    return guarded(train, job, lambda *report: worker.log_event(topic, report))

@@ -1,7 +1,7 @@
-"""How a study is run: an engine does what it is given and hands back what came of it; here, one after the other.
+"""How a study is run. An engine trains the runs it is given and returns their results; this one trains them one by one.
 
-An engine keeps nothing: what is done is known to the store alone, and a run's numbers do not depend on where it was done.
-`processes` and `cluster` have the other two.
+Engines keep no state: only the store knows which runs are done. A run's numbers do not depend on where it was trained.
+The other two engines are in `processes` and `cluster`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .runs import Run, Settings
 OnStep = Callable[[int, float], None]
 """Called with the number of updates made, and the last one's loss."""
 Train = Callable[[Run, Settings, OnStep], xr.Dataset]
-"""How one run is trained; `execute` is the default. A pure function, as far as the record is concerned."""
+"""Trains one run; `execute` is the default. Its record depends on its arguments alone."""
 Watch = Callable[[int, int, float], None]
-"""Called now and then with a run's number, its step and loss."""
+"""Reports progress: called from time to time with a run's number, its step and its loss."""
 SECONDS = 0.5
-"""Between two words of one run's progress."""
+"""Shortest time between two reports of one run's progress."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ Outcome = xr.Dataset | Failure
 
 
 class Engine(Protocol):
-    """What does runs. `capacity` of them are asked for at a time: what waits, waits with us."""
+    """Trains runs, at most `capacity` at a time; the other runs wait in `run_all`."""
 
     @property
     def capacity(self) -> int: ...
     def submit(self, job: Job) -> None: ...
     def result(self) -> tuple[int, Outcome]:
-        """Waits until a run ends, whichever does first."""
+        """Waits for the next run that ends."""
         ...
 
     def close(self, abandon: bool = False) -> None:
-        """Lets go of workers; `abandon` gives up the runs that are under way."""
+        """Releases the workers; `abandon` stops the runs that are under way."""
         ...
 
 
@@ -76,9 +76,9 @@ class InProcess:
 
 
 def run_all(engine: Engine, jobs: Iterable[Job], tell: Callable[[str], None] = print) -> Iterator[tuple[int, Outcome]]:
-    """Yields (number of the run, what came of it) as runs end, in any order; a run that failed does not stop the others.
+    """Yields (number of the run, its outcome) as runs end, in any order. A failed run does not stop the others.
 
-    Where doing it again can help, it is done again before it is given up. As many results are held as are under way.
+    A run that may succeed on another try is tried again. No more results are in memory than runs are under way.
     """
     waiting, under_way, tries = iter(jobs), dict[int, Job](), Counter[int]()
     again: deque[Job] = deque()
@@ -100,18 +100,18 @@ def run_all(engine: Engine, jobs: Iterable[Job], tell: Callable[[str], None] = p
                 tries.pop(index, None)
                 yield index, outcome
         abandon = False
-    finally:  # Ctrl-C, or the caller stopped listening: runs that are under way are given up
+    finally:  # after Ctrl-C, or when the caller stops iterating, runs under way are abandoned
         engine.close(abandon)
 
 
 def guarded(train: Train, job: Job, watch: Watch) -> Outcome:
-    """One run, whatever happens in it."""
-    spoken = 0.0
+    """Trains one run; an error becomes a `Failure`."""
+    reported = 0.0
 
     def on_step(step: int, loss: float) -> None:
-        nonlocal spoken
-        if time.monotonic() - spoken > SECONDS:
-            spoken = time.monotonic()
+        nonlocal reported
+        if time.monotonic() - reported > SECONDS:
+            reported = time.monotonic()
             watch(job.index, step, loss)
 
     try:

@@ -1,4 +1,4 @@
-"""What becomes of a run that does not end well: why, in one line, and whether doing it again can help."""
+"""Why a run failed, in one line, and whether another try can help."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 RETRIES = 2
-"""How often a run is done again within one sweep, where that can help."""
+"""How often a run is tried again within one sweep, if that can help."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Failure:
 
     Attributes:
         reason: one line.
-        again: whether doing it again can help: it is not the run's own doing.
+        again: whether another try can help, because the cause is the machine and not the run.
         details: the traceback.
     """
 
@@ -28,11 +28,11 @@ class Failure:
 
 
 def lost_worker(what: str = "") -> Failure:
-    return Failure(f"the worker process was killed, perhaps for want of memory: try fewer --workers{what}", again=True)
+    return Failure(f"the worker process was killed, perhaps for lack of memory: try fewer --workers{what}", again=True)
 
 
 def of(error: Exception) -> Failure:
-    """A run is a pure function of its plan: what it raises it will raise again, but for what the machine ran out of."""
+    """The failure that an error stands for. Another try can help only if memory or disk ran out: a run is deterministic."""
     details = "".join(traceback.format_exception(error))
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return Failure(f"out of memory: {_line(error)}", again=True, details=details)

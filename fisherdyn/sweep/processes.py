@@ -1,4 +1,4 @@
-"""Several runs at a time on this machine: worker processes of one thread and, where there are GPUs, one GPU each."""
+"""Several runs at a time on this machine: each worker process has one thread and, if there are GPUs, one GPU."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from .failures import lost_worker
 
 
 def context() -> BaseContext:
-    """Workers come from a server that has imported torch once: they start at once, also in the place of a lost one."""
+    """A fork server that has imported torch: new workers, also those that replace a lost one, start without delay."""
     from_server = multiprocessing.get_context("forkserver")
     from_server.set_forkserver_preload([__name__, "fisherdyn.sweep.execute", "fisherdyn.tasks.world.inference"])
     return from_server
 
 
 class Processes:
-    """`workers` processes. A killed one costs the run that it was at, and nothing else.
+    """A pool of `workers` processes. If one is killed, only its current run is lost.
 
     Args:
-        train: how one run is trained; it is pickled.
-        watch: hears of progress.
-        gpus: on this machine; worker i has GPU i modulo that number for its own.
-        start: how processes start.
+        train: trains one run; it is pickled.
+        watch: receives progress.
+        gpus: the number of GPUs; worker i uses GPU i modulo this number.
+        start: the multiprocessing context.
     """
 
     def __init__(
         self, train: Train, watch: Watch, workers: int, gpus: int = 0, start: BaseContext | None = None
     ) -> None:
-        # Read by the workers' BLAS when they start: one thread each, so that they do not fight over cores.
+        # The workers' BLAS reads it when they start. With one thread each they do not compete for cores.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         self._train, self._watch, self._gpus, self._start = train, watch, gpus, start or context()
         self._idle = list(range(workers))
@@ -46,7 +46,7 @@ class Processes:
 
     def submit(self, job: Job) -> None:
         worker = self._idle.pop(0)
-        # A Ctrl-C while a process starts would leave one that nobody knows of: it is held back until then.
+        # Ctrl-C is blocked while a process starts: otherwise it could leave a process that nothing tracks.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             if worker not in self._pools:
@@ -57,7 +57,7 @@ class Processes:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def _worker(self, number: int) -> tuple[ProcessPoolExecutor, Connection]:
-        """A pool of one: one of several breaks as a whole. It has its own pipe: no lock that a killed one could hold."""
+        """A pool of one process and a pipe of its own: a larger pool breaks as a whole, a killed process may hold a lock."""
         here, there = Pipe(duplex=False)
         gpu = number % self._gpus if self._gpus else None
         pool = ProcessPoolExecutor(1, mp_context=self._start, initializer=_begin, initargs=(there, gpu))
@@ -81,7 +81,7 @@ class Processes:
             assert isinstance(connection, Connection)
             try:
                 self._watch(*connection.recv())
-            except (EOFError, OSError):  # its worker was killed, perhaps in the middle of a word
+            except (EOFError, OSError):  # its worker was killed, perhaps while it was sending
                 continue
 
     def close(self, abandon: bool = False) -> None:
@@ -92,13 +92,13 @@ class Processes:
             pool.shutdown(wait=not abandon, cancel_futures=True)
 
 
-_speak: Connection | None = None
+_reports: Connection | None = None
 
 
 def _begin(there: Connection, gpu: int | None) -> None:
-    """Workers leave Ctrl-C to the parent, and end when it does, even by SIGKILL."""
-    global _speak
-    _speak = there
+    """Workers ignore Ctrl-C, which the parent handles, and exit when the parent dies, even by SIGKILL."""
+    global _reports
+    _reports = there
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -113,4 +113,4 @@ def _begin(there: Connection, gpu: int | None) -> None:
 
 
 def _work(train: Train, job: Job) -> Outcome:
-    return guarded(train, job, lambda *word: _speak.send(word) if _speak is not None else None)
+    return guarded(train, job, lambda *report: _reports.send(report) if _reports is not None else None)

@@ -1,7 +1,7 @@
-"""All runs of a sweep on one screen: which are under way, their steps and losses, and the time that is left.
+"""The progress of a sweep: which runs are under way, their steps and losses, and the time left.
 
-On a terminal there is a bar for the sweep and one for each run that is under way; in a log file, a line for each run that
-ends, and every minute a line with those that are under way.
+A terminal shows one bar for the sweep and one for each run under way. A log file gets a line for each run that ends and,
+once a minute, a line with the runs under way.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import xarray as xr
 from tqdm import tqdm
 
 HEARTBEAT = 60.0
-"""Seconds between two lines about what is under way."""
+"""Seconds between two lines about the runs under way."""
 
 
 class Progress:
-    """Says how a sweep goes on, in lines.
+    """Prints the progress of a sweep as lines.
 
     Args:
-        steps: of each run that is to be done, by its number.
-        names: of these runs.
+        steps: number of each run to be trained -> its steps.
+        names: number of each of these runs -> its name.
     """
 
     def __init__(self, steps: Mapping[int, int], names: Mapping[int, str]) -> None:
@@ -33,7 +33,7 @@ class Progress:
         self.total = sum(steps.values())
         self.under_way: dict[int, tuple[int, float]] = {}
         self.ended, self.steps_done = 0, 0
-        self.started = self.spoken = time.monotonic()
+        self.started = self.reported = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -47,11 +47,11 @@ class Progress:
         print(line, flush=True)
 
     def watch(self, index: int, step: int, loss: float) -> None:
-        """A run is at that step now."""
+        """Reports that a run has reached a step."""
         if index in self.steps:
             self.under_way[index] = step, loss
-        if time.monotonic() - self.spoken > HEARTBEAT:
-            self.spoken = time.monotonic()
+        if time.monotonic() - self.reported > HEARTBEAT:
+            self.reported = time.monotonic()
             self.say(f"under way: {'; '.join(map(self._where, self.under_way))}")
 
     def _where(self, index: int) -> str:
@@ -59,7 +59,7 @@ class Progress:
         return f"{self.names[index]} at step {step} of {self.steps[index]}, loss {loss:.3g}"
 
     def end(self, index: int, how: str) -> None:
-        """A run has ended, well or not."""
+        """Reports that a run has ended, with success or not."""
         self._count(index)
         left = f"; about {duration(self.left())} left" if self.ended < len(self.steps) else ""
         self.say(f"{self.ended}/{len(self.steps)} {self.names[index]}: {how}{left}")
@@ -70,13 +70,13 @@ class Progress:
         self.steps_done += self.steps[index]
 
     def left(self) -> float:
-        """Seconds, at the pace in steps until now."""
+        """Seconds left, at the present rate of steps."""
         now = self.steps_done + sum(step for step, _ in self.under_way.values())
         return (time.monotonic() - self.started) * (self.total - now) / max(now, 1)
 
 
 class Bars(Progress):
-    """The same on a terminal."""
+    """Shows the progress of a sweep as bars on a terminal."""
 
     def __init__(self, steps: Mapping[int, int], names: Mapping[int, str]) -> None:
         super().__init__(steps, names)
@@ -130,9 +130,9 @@ def duration(seconds: float) -> str:
 
 
 def result(ds: xr.Dataset) -> str:
-    """What a run ended with, in a few words."""
-    said = []
+    """The last loss and source metric of a run, in a few words."""
+    parts = []
     for name, words in (("train_loss", "loss"), ("source_metric", "source")):
         if name in ds and ds[name].size:
-            said.append(f"{words} {float(ds[name].values.ravel()[-1]):.3g}")
-    return ", ".join(said) or "done"
+            parts.append(f"{words} {float(ds[name].values.ravel()[-1]):.3g}")
+    return ", ".join(parts) or "done"

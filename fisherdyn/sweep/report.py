@@ -16,9 +16,9 @@ STANDARD, TOP_DOWN = studies.STANDARD.schedule, studies.TOP_DOWN.schedule
 
 def table(ds: xr.Dataset) -> str:
     """One row a schedule, best transfer first, as Markdown; percentages, with 95 % intervals over seeds."""
-    found = analysis.summarise(ds)
-    by = {name: analysis.by_schedule(found[name]) for name in ("source", "transfer", "peak", "width", "censored")}
-    targets = analysis.by_schedule(found["target_result"]).mean("seed")
+    summary = analysis.summarise(ds)
+    by = {name: analysis.by_schedule(summary[name]) for name in ("source", "transfer", "peak", "width", "censored")}
+    targets = analysis.by_schedule(summary["target_result"]).mean("seed")
     seeds = by["transfer"].sizes["seed"]
     ranked = by["transfer"].mean("seed").sortby(by["transfer"].mean("seed"), ascending=False)["schedule"].values
     rows = [
@@ -42,7 +42,7 @@ def table(ds: xr.Dataset) -> str:
     rows.append("")
     rows.append(
         f"{ds.sizes['run']} runs, {seeds} {noun}, {ds.attrs['steps']} steps, k = {ds.attrs['interval']}{rate}. "
-        f"Results: {found['target_result'].attrs['of']}. Width: at half of the peak"
+        f"Results: {summary['target_result'].attrs['of']}. Width: at half of the peak"
         + (", ≥ where the curve does not come down to it." if any("≥" in row for row in rows) else ".")
     )
     return "\n".join(rows)
@@ -50,20 +50,20 @@ def table(ds: xr.Dataset) -> str:
 
 def findings(ds: xr.Dataset) -> str:
     """What the numbers support and what they do not, in words made from the numbers alone."""
-    found = analysis.summarise(ds)
-    transfer = analysis.by_schedule(found["transfer"])
+    summary = analysis.summarise(ds)
+    transfer = analysis.by_schedule(summary["transfer"])
     names = transfer["schedule"].values.tolist()
     said = []
     if STANDARD in names and TOP_DOWN in names:
-        both = np.isin(found["schedule"].values, [STANDARD, TOP_DOWN])
-        said += against_standard({"": found.isel(run=both)})
+        both = np.isin(summary["schedule"].values, [STANDARD, TOP_DOWN])
+        said += against_standard({"": summary.isel(run=both)})
     orders = [name for name in names if name != STANDARD]
     if len(orders) > 1:
         said.append(_spread(transfer.sel(schedule=orders)))
     if len(orders) >= 4:
-        said += [_correlated(found, orders, name, what) for name, what in (("peak", "height"), ("width", "width"))]
+        said += [_correlated(summary, orders, name, what) for name, what in (("peak", "height"), ("width", "width"))]
     if STANDARD in names and TOP_DOWN in names:
-        said.append(_hill(found))
+        said.append(_hill(summary))
     said.append(_by_distance(ds))
     return "\n".join(f"- {sentence}" for sentence in said if sentence)
 
@@ -81,8 +81,8 @@ def _spread(transfer: xr.DataArray) -> str:
     )
 
 
-def _correlated(found: xr.Dataset, orders: list[str], name: str, what: str) -> str:
-    x, y = (analysis.by_schedule(found[v]).sel(schedule=orders) for v in (name, "transfer"))
+def _correlated(summary: xr.Dataset, orders: list[str], name: str, what: str) -> str:
+    x, y = (analysis.by_schedule(summary[v]).sel(schedule=orders) for v in (name, "transfer"))
     if x.sizes["seed"] < 2:
         return f"Not answered with one seed: whether the {what} of tr(F)'s peak goes with transfer."
     rho = analysis.across_schedules(x, y)
@@ -92,8 +92,8 @@ def _correlated(found: xr.Dataset, orders: list[str], name: str, what: str) -> s
         verdict = f"Not found: that the {what} of tr(F)'s peak goes with transfer"
     else:
         verdict = f"Found: the {what} of tr(F)'s peak goes {'with' if rho.estimate > 0 else 'against'} transfer"
-    runs = np.isin(found["schedule"].values, orders)
-    censored = int(found["censored"].isel(run=runs).sum()) if name == "width" else 0
+    runs = np.isin(summary["schedule"].values, orders)
+    censored = int(summary["censored"].isel(run=runs).sum()) if name == "width" else 0
     note = f"; {censored} of {runs.sum()} widths are lower bounds" if censored else ""
     return (
         f"{verdict} across the {rho.n} orders, each from one half of the seeds: Spearman {rho.estimate:+.2f} "
@@ -101,8 +101,8 @@ def _correlated(found: xr.Dataset, orders: list[str], name: str, what: str) -> s
     )
 
 
-def _hill(found: xr.Dataset) -> str:
-    peak = analysis.by_schedule(found["peak"])
+def _hill(summary: xr.Dataset) -> str:
+    peak = analysis.by_schedule(summary["peak"])
     ratio = analysis.mean_interval(np.log((peak.sel(schedule=TOP_DOWN) / peak.sel(schedule=STANDARD)).values))
     estimate = f"ratio {np.exp(ratio.estimate):.2g}"
     if ratio.n < 2:

@@ -17,12 +17,12 @@ def table(ds: xr.Dataset) -> str:
 
     Of the seeds that all rows with as many training examples have.
     """
-    found = analysis.results(ds)
-    metric = "F1" if "exact_match" in found else "accuracy"
+    results = analysis.results(ds)
+    metric = "F1" if "exact_match" in results else "accuracy"
     header = ["schedule", "in the paper", "training examples", f"source {metric} %", "lowest target %"]
-    header += ["mean over targets % (95 %)", *(["exact match %"] if "exact_match" in found else [])]
+    header += ["mean over targets % (95 %)", *(["exact match %"] if "exact_match" in results else [])]
     rows, seeds, in_the_paper = [header], set(), _papers_names(ds)
-    for size, some in _by_size(found):
+    for size, some in _by_size(results):
         by = {str(name): 100 * analysis.by_schedule(values) for name, values in some.items()}
         seeds.add(by["transfer"].sizes["seed"])
         for name in by["transfer"]["schedule"].values.tolist():
@@ -69,12 +69,12 @@ def findings(ds: xr.Dataset) -> str:
     return "\n".join(f"- {line}" for line in against_standard(parts))
 
 
-def _by_size(found: xr.Dataset) -> Iterator[tuple[int | None, xr.Dataset]]:
-    if "train_examples" not in found.coords:
-        yield None, found
+def _by_size(results: xr.Dataset) -> Iterator[tuple[int | None, xr.Dataset]]:
+    if "train_examples" not in results.coords:
+        yield None, results
         return
-    for size in dict.fromkeys(found["train_examples"].values.tolist()):
-        yield size, found.isel(run=np.flatnonzero(found["train_examples"].values == size))
+    for size in dict.fromkeys(results["train_examples"].values.tolist()):
+        yield size, results.isel(run=np.flatnonzero(results["train_examples"].values == size))
 
 
 def write(ds: xr.Dataset, folder: Path) -> list[Path]:

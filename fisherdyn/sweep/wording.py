@@ -33,7 +33,7 @@ def against_standard(parts: Mapping[str, xr.Dataset]) -> list[str]:
     Args:
         parts: what a sentence begins with -> source and transfer over run, of runs that are compared with one another.
     """
-    gaps = [gap for start, found in parts.items() for gap in _gaps(start, found)]
+    gaps = [gap for start, results in parts.items() for gap in _gaps(start, results)]
     corrected = analysis.adjusted(np.array([gap.transfer.p for gap in gaps]))
     known = int(np.isfinite(corrected).sum())
     return [gap.sentence(p, known) for gap, p in zip(gaps, corrected.tolist(), strict=True)]
@@ -60,16 +60,16 @@ class _Gap:
         if np.isnan(p):
             return f"Not answered, as a run has no result: whether {self.name} transfers better than {self.baseline}"
         if p >= 0.05:
-            return f"Not found: a difference in transfer between {self.name} and {self.baseline}"
+            return f"Not results: a difference in transfer between {self.name} and {self.baseline}"
         return (
             f"Found: {self.name} transfers {'better' if self.transfer.estimate > 0 else 'worse'} than {self.baseline}"
         )
 
 
-def _gaps(start: str, found: xr.Dataset) -> Iterator[_Gap]:
-    names = list(dict.fromkeys(found["schedule"].values.tolist()))
+def _gaps(start: str, results: xr.Dataset) -> Iterator[_Gap]:
+    names = list(dict.fromkeys(results["schedule"].values.tolist()))
     baseline = STANDARD if STANDARD in names else names[0]
-    tables = analysis.by_schedule(found[["transfer", "source"]])
+    tables = analysis.by_schedule(results[["transfer", "source"]])
     for name in names:
         if name != baseline:
             gap = (analysis.paired_difference(tables[value], name, baseline) for value in ("transfer", "source"))
