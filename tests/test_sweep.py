@@ -15,6 +15,7 @@ from fisherdyn.sweep import report
 from fisherdyn.sweep.__main__ import main, parse, plan, sweep
 from fisherdyn.sweep.engine import InProcess
 from fisherdyn.sweep.execute import execute
+from fisherdyn.sweep.folder import claim
 from fisherdyn.sweep.orders import FIGURE_4, random_orders
 from fisherdyn.sweep.planning import selected
 from fisherdyn.sweep.runs import Run, Settings
@@ -113,7 +114,7 @@ def test_is_a_dataset_that_plain_xarray_opens(finished):
         (["--speed", "9"], "Unknown option: --speed"),
         (["--out", "FILE"], "expected a folder, found a file"),
         (["--out", "FILE/sub"], "cannot be written"),
-        (["--out", "OTHER"], "holds a sweep with other settings and runs and versions"),
+        (["--out", "OTHER"], "holds a sweep with other settings ("),
         (["--out", "BROKEN"], "sweep.json is damaged"),
     ],
 )
@@ -299,3 +300,10 @@ def test_a_sweep_begun_with_other_versions_is_not_gone_on_with(tmp_path):
     plan_file.write_text(plan_file.read_text().replace('"revision": "', '"revision": "another-'))
     with pytest.raises(ValueError, match="holds a sweep with other versions"):
         SweepStore(tmp_path, "permutations", runs, Settings())
+
+
+def test_other_settings_of_a_folder_are_named(tmp_path):
+    claim(tmp_path, "mine", {"study": "mine", "settings": {"lr": 1.0, "steps": 2}})
+    claim(tmp_path, "mine", {"study": "mine", "settings": {"lr": 1.0, "steps": 2}})
+    with pytest.raises(ValueError, match=r"holds a sweep with other settings \(lr\) \(see sweep.json\)"):
+        claim(tmp_path, "mine", {"study": "mine", "settings": {"lr": 2.0, "steps": 2}})

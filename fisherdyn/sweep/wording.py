@@ -60,7 +60,7 @@ class _Gap:
         if np.isnan(p):
             return f"Not answered, as a run has no result: whether {self.name} transfers better than {self.baseline}"
         if p >= 0.05:
-            return f"Not results: a difference in transfer between {self.name} and {self.baseline}"
+            return f"Not found: a difference in transfer between {self.name} and {self.baseline}"
         return (
             f"Found: {self.name} transfers {'better' if self.transfer.estimate > 0 else 'worse'} than {self.baseline}"
         )
