@@ -93,7 +93,7 @@ class Execution:
     gradient_checkpointing: bool = False
     """Whether to recompute activations in the backward pass, to save memory (Hugging Face models)."""
     compile: bool | str | Callable[..., Any] = False
-    """Whether to compile the training pass, or the backend to compile it with."""
+    """Whether to compile the training pass with torch.compile, or the name of the backend."""
     accelerator: Any = None
     """accelerate's Accelerator, for several processes; each reads its share of the batches."""
 

@@ -50,11 +50,11 @@ class TaskOptions:
     data: str | None = None
     """Folder with the data sets (default: the hub)."""
     adapters: str | None = None
-    """Folder with language adapters, one a language (default: the hub)."""
+    """Folder with language adapters, one per language (default: the hub)."""
     tuning: str | None = None
     """adapter (MAD-X, the default), lora or full."""
     languages: CommaSeparated | None = None
-    """Targets, such as ar,de (default: the paper's)."""
+    """Targets, separated by commas, such as ar,de (default: the task's)."""
     train_examples: Count | None = None
     """Size of a random subsample of the training set (default: all of it)."""
 
@@ -69,15 +69,15 @@ class RunOptions:
     """How a run is trained. What is left out comes from the study's recipe."""
 
     steps: Count | None = None
-    """Updates a run (default: the recipe's)."""
+    """Updates per run (default: the recipe's)."""
     lr: Annotated[Positive, AllowInfNan(False)] | None = None
     """Learning rate (default: the recipe's)."""
     interval: Count | None = None
     """Steps between openings (default: the recipe's)."""
     record_every: Count | None = None
-    """Steps between records of tr(F) (default: 15 records a run of the world, 40 of the paper's tasks)."""
+    """Steps between records of tr(F) (default: 15 records per run on the world, 40 on the paper's tasks)."""
     evaluate_every: Count | None = None
-    """Steps between evaluations of the targets (default: four a run)."""
+    """Steps between evaluations of the targets (default: four per run)."""
     device: str | None = None
     """Device that torch trains on, such as cpu or cuda (default: cuda where there is one)."""
 
@@ -91,19 +91,19 @@ class Options(TaskOptions, RunOptions):
     first_seed: Natural = 0
     """The first seed; the others follow it."""
     workers: Count | None = None
-    """Processes, or jobs of a cluster's file (default: the number of GPUs, or else of cores)."""
+    """Number of processes, or of jobs in the queue (default: the number of GPUs, or else of cores)."""
     scheduler: str | None = None
-    """Dask's: an address such as tcp://host:8786, or a dask-jobqueue YAML file (SLURM)."""
+    """A Dask scheduler's address, such as tcp://host:8786, or a dask-jobqueue YAML file (SLURM)."""
     out: Path | None = None
     """Folder (default: runs/STUDY, with task and model)."""
     resume: bool = True
     """Whether to go on in a folder that holds a sweep; with --no-resume such a folder is refused."""
     only: Texts = ()
-    """Do these runs now: SCHEDULE[:SEED], such as 'figure-4/*' or FUN:3; may be repeated."""
+    """Train only these runs now: SCHEDULE[:SEED], such as 'figure-4/*' or FUN:3; may be repeated."""
     dry_run: bool = False
     """List the runs and their steps, and stop."""
     status: bool = False
-    """Say what of --out is done, has failed and is left."""
+    """Print which runs of --out are done, failed or left, and stop."""
     fit: Mapping[str, Any] = Field(default_factory=dict)
     """Options of `fit` that were given."""
 
@@ -134,7 +134,7 @@ class IntervalOptions(Options):
     """Options of `interval`."""
 
     intervals: Counts = ()
-    """Numbers of steps between openings, such as 5,10,20 (default: a quarter to 1.5 of the recipe's)."""
+    """Steps between openings, separated by commas, such as 5,10,20 (default: a quarter to 1.5 of the recipe's)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
