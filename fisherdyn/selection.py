@@ -221,7 +221,7 @@ def stays_within(bound: float, times: Sequence[int]) -> float:
     The density of the paths that stayed within the bound is integrated from each time to the next (Armitage, McPherson &
     Rowe 1969). The result is exact to 1e-10 for times that grow by a twentieth or more.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    nodes, weights = _gauss_legendre()
     z, weights = bound * nodes, bound * weights
     density = _normal_density(z)
     for before, now in pairwise(times):
@@ -230,6 +230,12 @@ def stays_within(bound: float, times: Sequence[int]) -> float:
         step = _normal_density((z[:, None] - z[None, :] * math.sqrt(before / now)) / width) / width
         density = step @ (weights * density)
     return min(float(weights @ density), 1.0)
+
+
+@cache
+def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [-1, 1]. To find them takes longer than all the integrals of a choice."""
+    return np.polynomial.legendre.leggauss(NODES)
 
 
 def _normal_density(z: np.ndarray) -> np.ndarray:
