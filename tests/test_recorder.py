@@ -344,11 +344,22 @@ def test_layers_below_all_that_is_trained_have_no_empirical_fisher(model):
     assert recorder.dataset["fisher_trace"].notnull().all()
 
 
+class NoRule(nn.Module):
+    """A module that no rule is for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        return x * self.weight
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
         (nn.BatchNorm1d(6), "'1' .BatchNorm1d. mixes the examples of a training batch"),
-        (nn.PReLU(), "'1' .PReLU. has no rule"),
+        (NoRule(), "'1' .NoRule. has no rule"),
     ],
 )
 def test_modules_that_the_training_pass_does_not_tell_of(body, message):
