@@ -13,13 +13,15 @@ from tqdm import tqdm
 
 from ..labels import LabelMode, find_labels
 from ..layers import LayerChoice, Layers, resolve_layers
-from ..likelihoods import Likelihood, OutputReader
+from ..likelihoods import Likelihood
 from ..model_index import ModelIndex
+from ..outputs import OutputReader
 from .batches import Batch, ModelCall, Rebatcher, batches_of, count_in, inputs_of, rows_of
 from .check import CheckName, PerExampleCheck
 from .distributed import all_gather, rank, rank_generator
 from .methods import Method, find_method
 from .model_state import device_of, preserve_state, validate_model
+from .padding import NeutralPadding
 from .running_mean import BatchValues, RunningMean, across_ranks
 
 LabelName = Literal["exact", "rademacher", "mc", "empirical", "argmax"]
@@ -197,12 +199,12 @@ class Measurement:
         self.model = ModelIndex(model)
         validate_model(self.model)
         self.layers = resolve_layers(self.model, layers)
-        self.reader = OutputReader(self.model, likelihood)
+        self.reader = OutputReader(model, likelihood)
         self.labels, self.method = labels, method
         method.prepare(self.model, self.layers)
         self.check = PerExampleCheck(check if method.needs_check else "never", self.layers)
         self.generator = generator if generator is not None else rank_generator(torch.Generator().manual_seed(0))
-        self.rebatcher = Rebatcher(self.model, self.reader, joins=method.per_example)
+        self.rebatcher = Rebatcher(self.model, NeutralPadding(self._call_of), joins=method.per_example)
         self._most_examples: int | None = None  # that fit into memory, once it has run out
 
     def measure(self, group: list[Batch]) -> BatchValues:
@@ -247,8 +249,8 @@ class Measurement:
 
     def _rows_of_batch(self, batch: Batch) -> Tensor:
         """Take a batch, run the model, draw cotangents, take per-example norms: (examples, layers)."""
-        batch = self.rebatcher.trim(batch)
-        call = ModelCall(self.model, self.layers, self.reader, *inputs_of(batch, self.device))
+        batch = self.rebatcher.prepare(batch)
+        call = self._call_of(batch)
         with self.method.forward(call) as forward:
             likelihood = self.reader.validated(forward.logits, call.examples)
             cotangents = self.labels.cotangents(likelihood, forward.logits, self.generator, batch)
@@ -256,6 +258,9 @@ class Measurement:
         if self.check.is_due(forward):  # now that the graph is gone
             self.check.compare(call, forward, cotangents[-1], norms[-1])
         return norms.sum(dim=0)
+
+    def _call_of(self, batch: Batch) -> ModelCall:
+        return ModelCall(self.model, self.layers, self.reader, batch, *inputs_of(batch, self.device))
 
 
 def _validate_options(num_batches: Any, target_se: Any, generator: Any) -> None:
