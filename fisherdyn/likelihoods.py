@@ -132,10 +132,10 @@ class Categorical(Likelihood):
         return f.argmax(dim=-1)
 
     def score(self, f: Tensor, y: Tensor, batch: Any) -> Tensor:
-        log_p = f.log_softmax(dim=-1)
         own = one_hot(y.clamp(min=0), f.shape[-1]).bool()
-        # 1 - p of a confident label is lost in the rounding of p, but not in that of log p.
-        return self._masked(torch.where(own, -torch.expm1(log_p), -log_p.exp()), f, batch)
+        others = torch.where(own, 0.0, f.softmax(dim=-1))
+        # 1 - p of the own label as a sum: a confident model's would be lost in the rounding of p.
+        return self._masked(torch.where(own, others.sum(dim=-1, keepdim=True), -others), f, batch)
 
     def targets(self, f: Tensor, batch: Any) -> Tensor:
         y = super().targets(f, batch)

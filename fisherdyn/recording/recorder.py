@@ -24,6 +24,7 @@ from ..fisher.trace import FisherTrace, TraceOptions
 from ..fisher.training import TrainingPass
 from ..layers import resolve_layers
 from ..model_index import ModelIndex
+from ..outputs import different_likelihoods
 from ..validation import Natural, Whole, check
 from . import gauges
 from .buffer import RecordBuffer
@@ -306,9 +307,12 @@ class Recorder:
                 probing.refuse_loader_in_use(loader)
         try:
             traces = self._measure()
+            self._provenance = probing.provenance(traces)
+            now = self._provenance["likelihood"]
+            if (before := self._buffer.attrs.get("likelihood", now)) != now:
+                raise different_likelihoods(before, now)
         except ValueError as error:
             raise ValueError(f"tr(F) at step {step}: {error}") from error
-        self._provenance = probing.provenance(traces)
         return {
             "step": step,
             **probing.as_variables(traces)[1],
