@@ -7,7 +7,7 @@ no measurement goes from one likelihood to another unnoticed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -192,9 +192,10 @@ def _kind_by_head(model: nn.Module, output: Any) -> type[Likelihood] | None:
 
 def _active_head(model: nn.Module) -> dict[str, Any]:
     """Of a model of adapters with heads to choose from; {} for others."""
-    heads: Any = getattr(model, "heads", None)
-    active = getattr(model, "active_head", None)
-    return heads[active].config if isinstance(heads, dict | nn.ModuleDict) and isinstance(active, str) else {}
+    heads, active = getattr(model, "heads", None), getattr(model, "active_head", None)
+    if not isinstance(heads, nn.ModuleDict) or not isinstance(active, str):
+        return {}
+    return cast(dict[str, Any], heads[active].config)
 
 
 def _kind_by_class(model: nn.Module, output: Any) -> type[Likelihood] | None:

@@ -36,8 +36,8 @@ def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) ->
     Args:
         model: a classifier; left exactly as it was. Batches are moved to its device. A model inside
             DistributedDataParallel or torch.compile is measured without the wrapper.
-        loader: batches of inputs (labels are not used), or a dict of loaders, which adds the dimension `loader`: the
-            true Fisher needs no labels, so unlabelled target languages can be probed too.
+        loader: batches of inputs (what labels are used for, `fisher_trace` says), or a dict of loaders, which adds the
+            dimension `loader`: the true Fisher needs no labels, so unlabelled target languages can be probed too.
         **options: see `fisher_trace`: layers, likelihood, labels, method, num_batches, target_se, check, generator,
             progress. A progress bar is shown in terminals and notebooks.
 

@@ -101,7 +101,8 @@ def fisher_trace(
 
         tr(F_l) = E_x E_{y ~ p(.|x)} ||grad_{w_l} log p(y|x)||^2,
 
-    by per-example gradients, over the inputs of a loader (its labels are used by labels="empirical" alone).
+    by per-example gradients, over the inputs of a loader. Its labels are used by labels="empirical" alone, except that
+    positions with the label -100 do not count, that a decoder reads them, and that their type may say what the likelihood is.
 
     Args:
         model: returns logits, as a tensor, first in a tuple, or as .logits. Measured in evaluation mode; its
@@ -110,10 +111,11 @@ def fisher_trace(
         loader: batches that are dicts, (inputs, targets) or inputs.
         layers: see `fisherdyn.layers.resolve_layers`; None finds them.
         likelihood: what the logits mean: a name in `fisherdyn.likelihoods.LIKELIHOODS` or an instance. None: by a Hugging
-            Face model's class and problem_type, else one softmax over logits of shape (batch, classes).
-        labels: "rademacher" (default), "exact" and "mc" are unbiased; the variance of one example is 0 for "exact", at most
-            2 tr^2 for "rademacher", unbounded for "mc" (Eqn. 1 of the paper). "empirical" and "argmax" are not tr(F), and
-            are here to be compared with it. Or a `fisherdyn.labels.LabelMode` of your own.
+            Face model's class, head, problem_type and labels (see `fisherdyn.outputs`), else one softmax over logits of
+            shape (batch, classes).
+        labels: "rademacher" (default), "exact" and "mc" are unbiased; the variance of one example, relative to its tr^2, is
+            0 for "exact", at most 2 for "rademacher", unbounded for "mc" (Eqn. 1 of the paper). "empirical" and "argmax"
+            are not tr(F), and are here to be compared with it. Or a `fisherdyn.labels.LabelMode` of your own.
         method: "hooks" (no weight gradients; a module without a rule is run again example by example) or "vmap"
             (torch.func; also tied weights and weights used outside their module; more memory). "batch": the squared
             gradient of the batch under random signs, unbiased, noisier, its standard error over batches. "authors": what
@@ -137,8 +139,8 @@ def fisher_trace(
     Cost:
         A forward pass and, for each cotangent (exact: C - 1 a softmax, else 1), a backward pass without weight gradients.
         Memory: as training's, less the weight gradients; where it runs out, half as many examples at a time are measured.
-        Columns of padding on the right are cut where that changes nothing. Of a small model, several batches are measured
-        in one pass, so that it stops by as many at a time.
+        Columns of padding on the right are cut where that changes nothing, which is tried on two texts (see `padding`). Of a
+        small model, several batches are measured in one pass, so that it stops by as many at a time.
 
     Precision: under autocast or in half precision, gradients are what that gives, their squares are float32 or better, and
     sums float64.

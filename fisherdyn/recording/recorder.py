@@ -60,7 +60,7 @@ class Recorder:
 
     Args:
         model: the model that is trained. Inside DistributedDataParallel or torch.compile it is measured without the wrapper.
-        loader: what tr(F) is measured on, read anew at every record: batches of inputs, labels unused; or a dict of
+        loader: what tr(F) is measured on, read anew at every record: batches of inputs; or a dict of
             loaders, which adds the dimension `loader`. In several processes each is given the whole loader and measures
             its share, and rank 0 writes.
         every: steps between records (default 100); the state at `close` is recorded too.
