@@ -335,6 +335,16 @@ def test_a_long_batch_among_short_ones_is_not_what_all_are_padded_to():
     assert passes == [3, 3, 3, 3, 6]
 
 
+def test_a_group_does_not_drift():
+    """10 columns and 5 are each near to 7, and not to each other."""
+    passes = _passes(tagger := _tagger())
+    batches = [
+        dict.fromkeys(("input_ids", "attention_mask"), torch.ones(3, n).long()) for n in (7, 7, 7, 7, 7, 10, 5, 7)
+    ]
+    fisher_trace(tagger, batches, layers=r"layer\.(\d+)\.")
+    assert passes == [3, 3, 6, 6, 6]
+
+
 def test_large_batches_go_alone():
     passes = _passes(model := nn.Linear(1000, 1000))
     fisher_trace(model, [torch.randn(3, 1000)] * 5, labels="mc")

@@ -24,6 +24,7 @@ from fisherdyn.likelihoods import LIKELIHOODS
 V = 12
 """The vocabulary."""
 BERT = {"vocab_size": V, "attn_implementation": "eager", **SMALL}
+BLOCKS = r"layer\.(\d+)\.output"
 
 
 def loop(model: nn.Module, layers: Any, rows: list[Tensor], terms: Callable[[Tensor], list[Tensor]]) -> Tensor:
@@ -160,6 +161,20 @@ def test_decoders_read_and_count_the_labels(kind, length):
         exact(model, {**batch, "labels": labels}, layers, likelihood="causal_lm")
 
 
+def test_a_prompt_of_adapters_needs_labels_that_say_what_counts():
+    torch.manual_seed(0)
+    model = adapters.AutoAdapterModel.from_config(transformers.BertConfig(**BERT))
+    model.add_tagging_head("head", num_labels=3)
+    model.add_adapter("task", config=adapters.PromptTuningConfig(prompt_length=2))
+    model.set_active_adapters("task")
+    model, batch = model.double().eval(), tokens(3, 5, V)
+    with pytest.raises(ValueError, match=r"mask of shape \(3, 5\) do not say .* give it labels of shape \(3, 7\)"):
+        exact(model, batch, BLOCKS)
+    labels = nn.functional.pad(batch["attention_mask"] - 1, (2, 0), value=-1) * 100
+    rows = [model(**alone(batch, i)).logits[0, labels[i] >= 0] for i in range(3)]
+    same(exact(model, {**batch, "labels": labels}, BLOCKS).values, loop(model, BLOCKS, rows, softmaxes))
+
+
 class Registers(nn.Module):
     """Two positions of its own after the text."""
 
@@ -197,9 +212,6 @@ def test_a_mask_that_does_not_fit_is_refused_and_labels_say_what_counts(likeliho
 def _classifier(**options: Any) -> nn.Module:
     torch.manual_seed(0)
     return transformers.BertForSequenceClassification(transformers.BertConfig(**{"num_labels": 3, **BERT, **options}))
-
-
-BLOCKS = r"layer\.(\d+)\.output"
 
 
 def test_float_labels_are_several_labels_before_and_after_the_first_loss():

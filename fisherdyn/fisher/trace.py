@@ -102,7 +102,7 @@ def fisher_trace(
         tr(F_l) = E_x E_{y ~ p(.|x)} ||grad_{w_l} log p(y|x)||^2,
 
     by per-example gradients, over the inputs of a loader. Its labels are used by labels="empirical" alone, except that
-    positions with the label -100 do not count, that a decoder reads them, and that their type may say what the likelihood is.
+    positions with the label -100 do not count, that a decoder reads them, and that their type may say the likelihood.
 
     Args:
         model: returns logits, as a tensor, first in a tuple, or as .logits. Measured in evaluation mode; its
