@@ -44,11 +44,11 @@ def _mlp(classes=4, confidence=4.0):
 
 
 def _lengths(model):
-    """The length of every batch that the model is given from now on; one or two examples are the check or the proof."""
+    """The length of every batch that the model is given from now on, but for the single examples of check and proof."""
     seen = []
 
     def see(module, args, kwargs):
-        if len(kwargs["input_ids"]) > 2:
+        if len(kwargs["input_ids"]) > 1:
             seen.append(kwargs["input_ids"].shape[1])
 
     model.register_forward_pre_hook(see, with_kwargs=True)
@@ -205,11 +205,11 @@ def test_padding_stays_where_it_counts():
 
 
 def _passes(model):
-    """How many examples went through the model in each pass; one or two are the check, or the proof of neutral padding."""
+    """How many examples went through the model in each pass, but for the single ones of check and proof."""
     seen = []
 
     def see(module, args, kwargs):
-        if (examples := count_examples(args, kwargs)) > 2:
+        if (examples := count_examples(args, kwargs)) > 1:
             seen.append(examples)
 
     model.register_forward_pre_hook(see, with_kwargs=True)

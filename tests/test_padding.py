@@ -125,7 +125,7 @@ def test_a_longer_batch_is_tried_anew():
     lengths = []
 
     def see(module: nn.Module, args: tuple, kwargs: dict[str, Tensor]) -> None:
-        if len(kwargs["input_ids"]) > 2:
+        if len(kwargs["input_ids"]) > 1:
             lengths.append(kwargs["input_ids"].shape[1])
 
     model.register_forward_pre_hook(see, with_kwargs=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..labels import widen
 from ..likelihoods import LIKELIHOODS
-from .batches import Batch, ModelCall, rows_of
+from .batches import Batch, ModelCall, rows_of, trim_padding
 from .plain import PlainPass
 
 
@@ -17,9 +17,9 @@ class NeutralPadding:
     """Tries on the model itself whether columns that no example attends to change a measurement, and remembers it.
 
     A model's class does not tell: gates and heads may average over positions, prompts may come before the text, hooks may do
-    anything. And logits alone do not tell either, where a fresh adapter adds nothing to them yet. So the shortest and the
-    longest text of a batch are pulled back with and without the columns, and must have the same cotangents and the same
-    squared gradients in every layer.
+    anything. And logits alone do not tell either, where a fresh adapter adds nothing to them yet. So the shortest text of a
+    batch, which has the most padding, is pulled back with all of it and with none, and must have the same cotangent and the
+    same squared gradient in every layer.
 
     What was tried holds for batches with the same keys, and numbers of columns between those that were tried: rotary
     frequencies or sparse attention may set in with the length. Batches of a model that fails are measured as they are.
@@ -27,7 +27,7 @@ class NeutralPadding:
     Args:
         call_of: a batch -> the call of the model that it becomes.
 
-    Cost: four plain forward and backward passes of one example, seldom more than once a measurement.
+    Cost: two plain forward and backward passes of one example, seldom more than once a measurement.
     """
 
     def __init__(self, call_of: Callable[[Batch], ModelCall]) -> None:
@@ -43,12 +43,15 @@ class NeutralPadding:
         low, high = self._tried.get(keys, (few, few))
         if low <= few and many <= high:
             return True
-        rows = _shortest_and_longest(short["attention_mask"])
-        if not self._same(rows_of(short, rows), rows_of(long, rows)):
+        lengths = long["attention_mask"].flatten(1).sum(dim=1)
+        padded = rows_of(long, lengths.argmin()[None])
+        whole = trim_padding(padded)
+        fewest = whole["input_ids"].shape[-1]
+        if fewest > few or not self._same(whole, padded):  # a text without a single token cannot be cut
             self._changes.add(keys)
             return False
-        overlap = few <= high and low <= many
-        self._tried[keys] = (min(low, few), max(high, many)) if overlap else (few, many)
+        overlap = fewest <= high and low <= many
+        self._tried[keys] = (min(low, fewest), max(high, many)) if overlap else (fewest, many)
         return True
 
     def _same(self, short: Batch, long: Batch) -> bool:
@@ -71,13 +74,8 @@ class NeutralPadding:
         return cotangent.to(forward.logits.dtype), forward.squared_gradients([cotangent])[0, 0]
 
 
-def _shortest_and_longest(mask: Tensor) -> Tensor:
-    lengths = mask.flatten(1).sum(dim=1)
-    return torch.stack([lengths.argmin(), lengths.argmax()]).unique()
-
-
 def _agree(c: Tensor, norms: Tensor, c_long: Tensor, norms_long: Tensor) -> bool:
-    """Up to rounding; further positions of the longer cotangent must be 0."""
+    """Up to rounding; further positions of the longer cotangent must be 0. Where all is 0, nothing is known."""
     if c.ndim != c_long.ndim or (c.ndim == 2 and c.shape != c_long.shape):
         return False
     if c.shape != c_long.shape:
@@ -88,4 +86,4 @@ def _agree(c: Tensor, norms: Tensor, c_long: Tensor, norms_long: Tensor) -> bool
     drowned = (1e3 * torch.finfo(c.dtype).eps) ** 2
     same = (c - c_long).abs().max() <= share * c.abs().max()
     off = (norms - norms_long).abs() > share * norms + min(drowned, 1e-3) * norms.max()
-    return bool(same & ~off.any())
+    return bool(same & ~off.any() & norms.any())

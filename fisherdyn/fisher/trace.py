@@ -139,7 +139,7 @@ def fisher_trace(
     Cost:
         A forward pass and, for each cotangent (exact: C - 1 a softmax, else 1), a backward pass without weight gradients.
         Memory: as training's, less the weight gradients; where it runs out, half as many examples at a time are measured.
-        Columns of padding on the right are cut where that changes nothing, which is tried on two texts (see `padding`). Of a
+        Columns of padding on the right are cut where that changes nothing, which is tried on a text (see `padding`). Of a
         small model, several batches are measured in one pass, so that it stops by as many at a time.
 
     Precision: under autocast or in half precision, gradients are what that gives, their squares are float32 or better, and
