@@ -26,12 +26,10 @@ class LabelMode:
 
     Attributes:
         name: as in `labels="..."` and in a record's `estimator`.
-        unbiased: whether E[c c^T] = S, so that the estimate is of the true Fisher.
         one_label: whether its cotangent is the score of one label an example, as a loss's gradient is.
     """
 
     name: str
-    unbiased: bool = True
     one_label: bool = False
 
     def cotangents(
@@ -43,7 +41,7 @@ class LabelMode:
             likelihood: what the logits mean.
             logits: not differentiated through; half precision is widened to float32.
             generator: of the label noise.
-            batch: as the loader gave it: its labels ("empirical"), and its mask where positions count.
+            batch: as the loader gave it: its labels ("empirical"), and its labels or mask where some positions do not count.
         """
         return list(self.draw(likelihood, widen(logits.detach()), generator, batch))
 
@@ -70,20 +68,19 @@ class Rademacher(LabelMode):
 
 
 class MonteCarlo(LabelMode):
-    """The score of one label y ~ p(y|f): Eqn. 1 of the paper. Unbiased; its variance is unbounded as p becomes one-hot."""
+    """The score of one label y ~ p(y|f): Eqn. 1 of the paper. Unbiased; relative variance unbounded as p becomes one-hot."""
 
     name = "mc"
     one_label = True
 
     def draw(self, likelihood: Likelihood, f: Tensor, generator: torch.Generator, batch: Any) -> Iterator[Tensor]:
-        yield likelihood.score(f, likelihood.sample(f, generator), batch)
+        yield likelihood.sampled_score(f, generator, batch)
 
 
 class Empirical(LabelMode):
     """The score of the data's own label: the empirical Fisher, which is not the Fisher (Kunstner et al. 2019)."""
 
     name = "empirical"
-    unbiased = False
     one_label = True
 
     def draw(self, likelihood: Likelihood, f: Tensor, generator: torch.Generator, batch: Any) -> Iterator[Tensor]:
@@ -94,7 +91,6 @@ class Argmax(LabelMode):
     """The score of the likeliest label, as the paper's code takes it. Biased."""
 
     name = "argmax"
-    unbiased = False
     one_label = True
 
     def draw(self, likelihood: Likelihood, f: Tensor, generator: torch.Generator, batch: Any) -> Iterator[Tensor]:

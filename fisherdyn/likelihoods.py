@@ -1,7 +1,8 @@
 """p(y|f): what a model's output says about labels, and the factors of its Fisher information in f.
 
 A likelihood reads the tensor f from a model's output and gives the pieces that label modes (`labels`) are made of: the
-columns of a factor of S = Cov[grad_f log p(y|f)], a sample, the mode, and the score grad_f log p(y|f).
+columns of a factor of S = Cov[grad_f log p(y|f)], a sample, the mode, and the score grad_f log p(y|f). Which likelihood a
+model's output has is found in `outputs`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
 from .labels import widen
-from .model_index import ModelIndex
 
 IGNORED = -100
 """Label of a position that does not count, as torch's cross_entropy has it."""
@@ -50,10 +50,6 @@ class Likelihood:
     def fits(self, f: Tensor) -> bool:
         raise NotImplementedError
 
-    def logit_fisher_trace(self, f: Tensor, batch: Any = None) -> Tensor:
-        """tr(S) of each example, (batch,), in float64: how undecided the model is."""
-        raise NotImplementedError
-
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         raise NotImplementedError
 
@@ -69,6 +65,10 @@ class Likelihood:
     def score(self, f: Tensor, y: Tensor, batch: Any) -> Tensor:
         """grad_f log p(y|f)."""
         raise NotImplementedError
+
+    def sampled_score(self, f: Tensor, generator: torch.Generator, batch: Any) -> Tensor:
+        """grad_f log p(y|f) of a label y drawn from p(y|f)."""
+        return self.score(f, self.sample(f, generator), batch)
 
     def targets(self, f: Tensor, batch: Any) -> Tensor:
         """The batch's own labels, checked."""
@@ -107,12 +107,6 @@ class Categorical(Likelihood):
         """Which softmaxes count, bool, f's shape without classes; None: all."""
         return None
 
-    def logit_fisher_trace(self, f: Tensor, batch: Any = None) -> Tensor:
-        log_p = f.double().log_softmax(dim=-1)
-        # p (1 - p), from logarithms: a confident softmax keeps its relative precision.
-        each = -(log_p.exp() * torch.expm1(log_p)).sum(dim=-1, keepdim=True)
-        return self._masked(each, f, batch).reshape(len(f), -1).sum(dim=1)
-
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         """C-1 columns for each softmax of an example, one softmax after the other."""
         classes = f.shape[-1]
@@ -138,8 +132,10 @@ class Categorical(Likelihood):
         return f.argmax(dim=-1)
 
     def score(self, f: Tensor, y: Tensor, batch: Any) -> Tensor:
-        known = y.clamp(min=0)
-        return self._masked(one_hot(known, f.shape[-1]).to(f.dtype) - f.softmax(dim=-1), f, batch)
+        own = one_hot(y.clamp(min=0), f.shape[-1]).bool()
+        others = torch.where(own, 0.0, f.softmax(dim=-1))
+        # 1 - p of the own label as a sum: a confident model's would be lost in the rounding of p.
+        return self._masked(torch.where(own, others.sum(dim=-1, keepdim=True), -others), f, batch)
 
     def targets(self, f: Tensor, batch: Any) -> Tensor:
         y = super().targets(f, batch)
@@ -150,7 +146,7 @@ class Categorical(Likelihood):
         wrong = (y >= f.shape[-1]) | ((y < 0) & (y != IGNORED))
         if wrong.any():
             raise ValueError(f"label {int(y[wrong][0])} is out of range: the model has {f.shape[-1]} classes")
-        if not isinstance(self, Token) and (y == IGNORED).any():
+        if self.counts(f, batch) is None and (y == IGNORED).any():
             raise ValueError(f"some examples have label {IGNORED}, that is none: leave them out of the loader")
         return y
 
@@ -169,42 +165,120 @@ class Choice(Categorical):
 class Token(Categorical):
     """One softmax a position; tr(F) is that of the whole sequence: the positions are summed, padding is left out.
 
-    Left out are positions whose label is -100, where there are labels, else those that attention_mask leaves out.
+    Positions count whose label is not -100, where the batch has a label for each. Without labels, those count that
+    attention_mask has; in a decoder beside an encoder (a batch with decoder_input_ids), those of decoder_attention_mask.
+    Without either, all count.
+
+    Args:
+        virtual_tokens: positions of the logits before those of the batch, as prompt tuning puts them there: they have no
+            label and never count. peft's are found.
+
+    Raises:
+        ValueError: labels or a mask for other positions than those of the logits.
     """
 
     name = "token"
     shape = "(batch, positions, classes of at least 2)"
 
+    def __init__(self, virtual_tokens: int = 0) -> None:
+        self.virtual_tokens = virtual_tokens
+
     def fits(self, f: Tensor) -> bool:
         return f.ndim == 3 and f.shape[2] >= 2
 
     def counts(self, f: Tensor, batch: Any) -> Tensor | None:
+        labels = self._labels(f, batch)
+        if labels is not None:
+            return labels != IGNORED
+        mask = _mask_in(batch)
+        if mask is None and not self.virtual_tokens:
+            return None
+        if mask is None:
+            mask = f.new_ones(len(f), f.shape[1] - self.virtual_tokens)
+        return self._at_logits(mask.bool(), f, virtual=False)
+
+    def targets(self, f: Tensor, batch: Any) -> Tensor:
+        labels = self._labels(f, batch)
+        return super().targets(f, batch if labels is None else {"labels": labels})
+
+    def _labels(self, f: Tensor, batch: Any) -> Tensor | None:
+        """The batch's label of each position; None where its labels are of something else, such as whole texts."""
         y = labels_in(batch)
-        if y is not None and y.shape == f.shape[:2]:
-            return y != IGNORED
-        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-        return None if mask is None or mask.shape != f.shape[:2] else mask.bool()
+        if y is None or y.ndim != 2 or y.is_floating_point():
+            return None
+        return self._at_logits(y, f, virtual=IGNORED)
+
+    def _fit(self, x: Tensor, f: Tensor) -> bool:
+        """Whether x has a value for each position, or for each but the virtual ones."""
+        return x.ndim == 2 and len(x) == len(f) and f.shape[1] - x.shape[1] in (0, self.virtual_tokens)
+
+    def _at_logits(self, x: Tensor, f: Tensor, virtual: int) -> Tensor:
+        """x at the positions of the logits, with a value for virtual ones."""
+        if not self._fit(x, f):
+            positions = tuple(f.shape[:2])
+            raise ValueError(
+                f"the batch's {'mask' if x.dtype == torch.bool else 'labels'} of shape {tuple(x.shape)} do not say which of "
+                f"the logits' {positions} positions count: give it labels of shape {positions}, with {IGNORED} where none "
+                "is predicted"
+            )
+        return torch.nn.functional.pad(x, (f.shape[1] - x.shape[1], 0), value=virtual)
 
 
 class CausalLM(Token):
     """A language model: position t says the token at t + 1. Left out: the last position, padding, and what says padding.
 
-    The Fisher is that of the next-token distributions given the text that is there, summed over the text.
+    The Fisher is that of the next-token distributions given the text that is there, summed over the text. The last virtual
+    token says the first of the text, as in peft's loss.
     """
 
     name = "causal_lm"
 
     def counts(self, f: Tensor, batch: Any) -> Tensor | None:
-        found = super().counts(f, batch)
+        if _decodes(batch):
+            raise ValueError(
+                'in a decoder beside an encoder, position t says label t, not label t + 1: pass likelihood="token"'
+            )
+        found, mask = super().counts(f, batch), _mask_in(batch)
         counts = torch.ones(f.shape[:2], dtype=torch.bool, device=f.device) if found is None else found.to(f.device)
-        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-        # With padding on the left, the last of it would say the first token from no text at all.
-        here = mask.bool().to(f.device) if mask is not None and mask.shape == f.shape[:2] else torch.ones_like(counts)
+        if mask is None or not self._fit(mask, f):  # then there are labels that fit
+            here = torch.ones_like(counts)
+        else:  # with padding on the left, the last of it would say the first token from no text at all
+            here = self._at_logits(mask.bool(), f, virtual=True).to(f.device)
         return torch.cat([counts[:, 1:] & here[:, :-1], torch.zeros_like(counts[:, :1])], dim=1)
 
     def targets(self, f: Tensor, batch: Any) -> Tensor:
         y = super().targets(f, batch)
         return torch.cat([y[:, 1:], torch.full_like(y[:, :1], IGNORED)], dim=1)
+
+
+class Pixel(Categorical):
+    """Segmentation: one softmax for each pixel of the logits; tr(F) is that of the whole image, the sum over its pixels.
+
+    Where the labels have the logits' resolution, pixels whose label is -100, or 255 beyond the classes, do not count.
+    """
+
+    name = "pixel"
+    shape = "(batch, height, width, classes of at least 2), in a model's output (batch, classes, height, width)"
+
+    def outputs(self, output: Any) -> Tensor:
+        f = logits_of(output)
+        return f.movedim(1, -1) if f.ndim == 4 else f
+
+    def fits(self, f: Tensor) -> bool:
+        return f.ndim == 4 and f.shape[3] >= 2
+
+    def counts(self, f: Tensor, batch: Any) -> Tensor | None:
+        y = labels_in(batch)
+        return None if y is None or y.shape != f.shape[:3] else _known(y, f.shape[3]) != IGNORED
+
+    def targets(self, f: Tensor, batch: Any) -> Tensor:
+        y = labels_in(batch)
+        return super().targets(f, batch if y is None else {"labels": _known(y, f.shape[3])})
+
+
+def _known(y: Tensor, classes: int) -> Tensor:
+    """Labels of pixels, 255 taken for none as data sets of 8-bit labels have it."""
+    return torch.where((y == 255) & (classes <= 255), IGNORED, y)
 
 
 class Span(Categorical):
@@ -241,11 +315,11 @@ class Gaussian(Likelihood):
             raise ValueError(f"expected sigma above 0, got {sigma}")
         self.sigma = sigma
 
+    def outputs(self, output: Any) -> Tensor:
+        return _as_rows(logits_of(output))
+
     def fits(self, f: Tensor) -> bool:
         return f.ndim >= 1
-
-    def logit_fisher_trace(self, f: Tensor, batch: Any = None) -> Tensor:
-        return torch.full((len(f),), f[0].numel() / self.sigma**2, dtype=torch.float64, device=f.device)
 
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         yield from _unit_columns(f, torch.full_like(f, 1 / self.sigma))
@@ -265,11 +339,12 @@ class Gaussian(Likelihood):
     def score(self, f: Tensor, y: Tensor, batch: Any) -> Tensor:
         return (y - f) / self.sigma**2
 
+    def sampled_score(self, f: Tensor, generator: torch.Generator, batch: Any) -> Tensor:
+        """Of the noise itself: y - f would lose it to the rounding of a large f."""
+        return torch.randn(f.shape, generator=generator, device=generator.device).to(f) / self.sigma
+
     def targets(self, f: Tensor, batch: Any) -> Tensor:
-        y = super().targets(f, batch).to(f.dtype)
-        if y.numel() != f.numel() or len(y) != len(f):
-            raise ValueError(f"expected targets of shape {tuple(f.shape)}, got {tuple(y.shape)}")
-        return y.reshape(f.shape)
+        return _as_shaped(super().targets(f, batch).to(f.dtype), f, "targets")
 
 
 class Bernoulli(Likelihood):
@@ -278,11 +353,11 @@ class Bernoulli(Likelihood):
     name = "bernoulli"
     shape = "(batch, labels)"
 
-    def fits(self, f: Tensor) -> bool:
-        return f.ndim <= 2
+    def outputs(self, output: Any) -> Tensor:
+        return _as_rows(logits_of(output))
 
-    def logit_fisher_trace(self, f: Tensor, batch: Any = None) -> Tensor:
-        return self._root(f.double()).square().reshape(len(f), -1).sum(dim=1)
+    def fits(self, f: Tensor) -> bool:
+        return f.ndim == 2
 
     def columns(self, f: Tensor, batch: Any) -> Iterator[Tensor]:
         yield from _unit_columns(f, self._root(f))
@@ -297,13 +372,13 @@ class Bernoulli(Likelihood):
         return (f > 0).to(f.dtype)
 
     def score(self, f: Tensor, y: Tensor, batch: Any) -> Tensor:
-        return y - f.sigmoid()
+        return y * (-f).sigmoid() - (1 - y) * f.sigmoid()  # y - p, without the rounding of 1 - p
 
     def targets(self, f: Tensor, batch: Any) -> Tensor:
-        y = super().targets(f, batch).to(f.dtype)
-        if y.numel() != f.numel() or ((y != 0) & (y != 1)).any():
-            raise ValueError(f"expected labels of 0 and 1 in shape {tuple(f.shape)}, got shape {tuple(y.shape)}")
-        return y.reshape(f.shape)
+        y = _as_shaped(super().targets(f, batch).to(f.dtype), f, "labels of 0 and 1")
+        if (other := y[(y != 0) & (y != 1)]).numel():
+            raise ValueError(f"expected labels of 0 and 1, got {float(other[0]):g}")
+        return y
 
     def _root(self, f: Tensor) -> Tensor:
         """sqrt(p (1 - p)), from logarithms: confident labels keep their relative precision."""
@@ -311,97 +386,8 @@ class Bernoulli(Likelihood):
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
-    kind.name: kind for kind in (Categorical, Choice, Token, CausalLM, Span, Gaussian, Bernoulli)
+    kind.name: kind for kind in (Categorical, Choice, Token, CausalLM, Pixel, Span, Gaussian, Bernoulli)
 }
-_BY_TASK = {
-    "ForTokenClassification": Token,
-    "ForQuestionAnswering": Span,
-    "ForMultipleChoice": Choice,
-    "ForCausalLM": CausalLM,
-    "LMHeadModel": CausalLM,
-}
-_BY_PROBLEM = {
-    "regression": Gaussian,
-    "single_label_classification": Categorical,
-    "multi_label_classification": Bernoulli,
-}
-
-
-def likelihood_of(model: ModelIndex) -> Likelihood | None:
-    """The likelihood of a Hugging Face model by its config.problem_type or its class; None where these do not say."""
-    config = getattr(model.model, "config", None)
-    problem = getattr(config, "problem_type", None)
-    if problem in _BY_PROBLEM:
-        return _BY_PROBLEM[problem]()
-    # A wrapper (peft's) keeps the model that it wraps among its modules.
-    classes = {type(module).__name__ for module in model.modules}
-    for ending, kind in _BY_TASK.items():
-        if any(name.endswith(ending) for name in classes):
-            return kind()
-    several = getattr(config, "num_labels", 0) > 1
-    return Categorical() if several and any(name.endswith("ForSequenceClassification") for name in classes) else None
-
-
-def likelihood_of_output(output: Any) -> Likelihood:
-    """A span or one softmax, where the output can be nothing else.
-
-    Raises:
-        ValueError: the output could be several; the message names them.
-    """
-    if hasattr(output, "start_logits"):
-        return Span()
-    f = logits_of(output)
-    if f.ndim == 2 and f.shape[1] >= 2:
-        return Categorical()
-    choices = '"gaussian" or "bernoulli"' if f.ndim <= 2 else '"token", "causal_lm" or "gaussian"'
-    raise ValueError(
-        f"logits of shape {tuple(f.shape)} do not say what they mean: pass likelihood={choices} (expected (batch, classes) "
-        "of at least 2 classes otherwise)"
-    )
-
-
-class OutputReader:
-    """A model's output -> the tensor f that its likelihood reads.
-
-    Args:
-        model: says what its logits mean, where no likelihood is given and its class is known; else its first output does.
-        likelihood: a name, a `Likelihood`, or None.
-
-    Attributes:
-        likelihood: None until it is known.
-
-    Raises:
-        ValueError: an unknown likelihood.
-    """
-
-    def __init__(self, model: ModelIndex, likelihood: Any) -> None:
-        if likelihood in list(LIKELIHOODS.values()):
-            raise ValueError(f"expected a likelihood, got its class: pass likelihood={likelihood.__name__}()")
-        if isinstance(likelihood, str) and likelihood in LIKELIHOODS:
-            likelihood = LIKELIHOODS[likelihood]()
-        if not (likelihood is None or isinstance(likelihood, Likelihood)):
-            raise ValueError(f"unknown likelihood={likelihood!r}: choose one of {', '.join(LIKELIHOODS)}")
-        self.likelihood = likelihood_of(model) if likelihood is None else likelihood
-
-    def __call__(self, output: Any) -> Tensor:
-        if self.likelihood is None:
-            self.likelihood = likelihood_of_output(output)
-        return self.likelihood.outputs(output)
-
-    def validated(self, f: Tensor, examples: int) -> Likelihood:
-        """The likelihood of an output that was read.
-
-        Raises:
-            ValueError: f is not real, finite and of the likelihood's shape.
-        """
-        assert self.likelihood is not None
-        self.likelihood.check(f, examples)
-        return self.likelihood
-
-    @property
-    def name(self) -> str:
-        """Of the likelihood; "" while it is not known."""
-        return self.likelihood.name if self.likelihood is not None else ""
 
 
 def logits_of(output: Any) -> Tensor:
@@ -422,6 +408,29 @@ def labels_in(batch: Any) -> Tensor | None:
     if isinstance(batch, Mapping):
         return batch.get("labels", batch.get("label"))
     return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor) else None
+
+
+def _decodes(batch: Any) -> bool:
+    """Whether the positions are those of a decoder beside an encoder."""
+    return isinstance(batch, Mapping) and "decoder_input_ids" in batch
+
+
+def _mask_in(batch: Any) -> Tensor | None:
+    """The batch's mask of the positions that its logits are for, where it has one."""
+    name = "decoder_attention_mask" if _decodes(batch) else "attention_mask"
+    return batch.get(name) if isinstance(batch, Mapping) else None
+
+
+def _as_rows(f: Tensor) -> Tensor:
+    """One number an example as a row of one."""
+    return f[:, None] if f.ndim == 1 else f
+
+
+def _as_shaped(y: Tensor, f: Tensor, what: str) -> Tensor:
+    """Targets in the shape of the outputs; only a last dimension of 1 may be missing."""
+    if y.shape not in (f.shape, f.shape[:-1] if f.shape[-1] == 1 else f.shape):
+        raise ValueError(f"expected {what} in shape {tuple(f.shape)}, got shape {tuple(y.shape)}")
+    return y.reshape(f.shape)
 
 
 def to_unit_size(cotangent: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from . import record
 from .fisher.batches import Batch, batches_of
 from .fisher.model_state import device_of, unwrap
 from .fisher.trace import FisherTrace, TraceOptions, fisher_trace
+from .outputs import different_likelihoods
 
 Loaders = Iterable[Batch] | Mapping[str, Iterable[Batch]]
 """A loader, or several by name."""
@@ -35,8 +36,8 @@ def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) ->
     Args:
         model: a classifier; left exactly as it was. Batches are moved to its device. A model inside
             DistributedDataParallel or torch.compile is measured without the wrapper.
-        loader: batches of inputs (labels are not used), or a dict of loaders, which adds the dimension `loader`: the
-            true Fisher needs no labels, so unlabelled target languages can be probed too.
+        loader: batches of inputs (what labels are used for, `fisher_trace` says), or a dict of loaders, which adds the
+            dimension `loader`: the true Fisher needs no labels, so unlabelled target languages can be probed too.
         **options: see `fisher_trace`: layers, likelihood, labels, method, num_batches, target_se, check, generator,
             progress. A progress bar is shown in terminals and notebooks.
 
@@ -46,7 +47,8 @@ def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) ->
         device.
 
     Raises:
-        ValueError: as `fisher_trace`; a model in DataParallel or FullyShardedDataParallel.
+        ValueError: as `fisher_trace`; loaders whose logits are read differently; a model in DataParallel or
+            FullyShardedDataParallel.
 
     Example:
         >>> ds = fisherdyn.probe(model, loader, labels="exact")
@@ -134,8 +136,15 @@ def coordinates(traces: Mapping[str, FisherTrace]) -> dict[str, list[str]]:
 
 
 def provenance(traces: Mapping[str, FisherTrace]) -> dict[str, Any]:
-    """What the numbers rest on, as a record's attributes say it."""
+    """What the numbers rest on, as a record's attributes say it.
+
+    Raises:
+        ValueError: loaders were measured with different likelihoods.
+    """
     every, first = list(traces.values()), next(iter(traces.values()))
+    for trace in every:
+        if trace.likelihood != first.likelihood:
+            raise different_likelihoods(first.likelihood, trace.likelihood)
     return {
         "estimator": first.estimator,
         "likelihood": first.likelihood,

@@ -182,7 +182,7 @@ OF_THE_LABELS = [
     (lambda: empirical(torch.zeros(4, 1)), r"labels of shape \(4,\), got \(4, 1\)"),
     (lambda: empirical(torch.rand(4)), "class numbers, got torch.float32: pass them as integers"),
     (lambda: empirical(torch.full((4, 2), 2.0), likelihood="bernoulli"), "expected labels of 0 and 1"),
-    (lambda: empirical(torch.ones(4, 3), likelihood="gaussian"), r"targets of shape \(4, 2\), got \(4, 3\)"),
+    (lambda: empirical(torch.ones(4, 3), likelihood="gaussian"), r"targets in shape \(4, 2\), got shape \(4, 3\)"),
     (lambda: trace(likelihood="gaussian", labels="argmax"), "its mode is f itself"),
 ]
 
@@ -194,7 +194,10 @@ OF_THE_OUTPUT = [
     (lambda: trace(likelihood="span"), "with .start_logits and .end_logits"),
     (lambda: trace(Returning(lambda f: f[:, 0])), r"logits of shape \(4,\) do not say what they mean"),
     (lambda: trace(Returning(lambda f: (f.mean(), f))), r"logits of shape \(\) do not say what they mean"),
-    (lambda: trace(Returning(lambda f: f.mean(dim=0, keepdim=True))), r"a batch of 4, got \(1, 2\)"),
+    (
+        lambda: trace(Returning(lambda f: f.mean(dim=0, keepdim=True))),
+        r"for each of 4 example\(s\), got shape \(1, 2\)",
+    ),
     (lambda: trace(Returning(lambda f: {"hidden": f})), "a model that returns logits .*dict"),
     (lambda: trace(Returning(lambda f: None)), "a model that returns logits .*NoneType"),
     (lambda: trace(Returning(lambda f: f.detach())), "head do not reach the logits; pass layers= without it"),

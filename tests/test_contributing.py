@@ -96,7 +96,7 @@ class TwoDraws(LabelMode):
 
     def draw(self, likelihood, f, generator, batch):
         for _ in range(2):
-            yield likelihood.score(f, likelihood.sample(f, generator), batch) / 2**0.5
+            yield likelihood.sampled_score(f, generator, batch) / 2**0.5
 
 
 class Loop:

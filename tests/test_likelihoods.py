@@ -198,7 +198,8 @@ def test_exact_is_the_loop(name, make, truth, method):
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_cotangents_have_the_covariance(name, labels, generator):
     """E[c c^T] of the random cotangents is that of the exact ones, entry by entry, within 4.5 standard errors."""
-    shape = {"categorical": (4,), "choice": (3,), "token": (2, 3), "causal_lm": (3, 2), "span": (2, 3)}.get(name, (3,))
+    shapes = {"categorical": (4,), "token": (2, 3), "causal_lm": (3, 2), "pixel": (1, 2, 3), "span": (2, 3)}
+    shape = shapes.get(name, (3,))
     likelihood = LIKELIHOODS[name]()
     f = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
     columns = torch.cat([c.flatten(1) for c in _cotangents(likelihood, f, "exact", generator)])
@@ -216,14 +217,14 @@ def test_scores_are_gradients(name, generator):
         "bernoulli": lambda f, y: torch.nn.functional.binary_cross_entropy_with_logits(f, y.double(), reduction="sum"),
     }
     softmax = lambda f, y: torch.nn.functional.cross_entropy(f.flatten(0, -2), y.flatten(), reduction="sum")  # noqa: E731
-    shape = {"token": (5, 4, 3), "causal_lm": (5, 4, 3), "span": (5, 2, 6)}.get(name, (5, 3))
+    shape = {"token": (5, 4, 3), "causal_lm": (5, 4, 3), "pixel": (5, 2, 2, 3), "span": (5, 2, 6)}.get(name, (5, 3))
     f = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     y = torch.randint(2, shape if name in losses else shape[:-1])
     batch: object = {"labels": y}
     if name == "span":
         batch = {"start_positions": y[:, 0], "end_positions": y[:, 1]}
-    if name in ("token", "causal_lm"):
-        y[0, 2] = -100
+    if name in ("token", "causal_lm", "pixel"):
+        y[0, 1] = -100
     (c,) = _cotangents(LIKELIHOODS[name](), f, "empirical", generator, batch)
     wanted = torch.cat([y[:, 1:], torch.full_like(y[:, :1], -100)], dim=1) if name == "causal_lm" else y
     (gradient,) = torch.autograd.grad(losses.get(name, softmax)(f, wanted), f)

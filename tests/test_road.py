@@ -43,5 +43,5 @@ def test_a_batch_meets_few_files(monkeypatch):
     loader = Traced(it.inputs)
     fisherdyn.probe(it.model, loader, layers=it.layers)
     road = {f"fisher/{name}.py" for name in ("trace", "batches", "hooks", "rules", "check")}
-    road |= {"labels.py", "likelihoods.py"}
+    road |= {"labels.py", "likelihoods.py", "outputs.py"}
     assert loader.files - {"fisher/running_mean.py"} == road

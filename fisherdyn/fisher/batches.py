@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..layers import Layers
-from ..likelihoods import IGNORED, OutputReader, labels_in
+from ..likelihoods import IGNORED, labels_in
 from ..model_index import ModelIndex
-from .padding import pad_token, padding_is_neutral
+from ..outputs import OutputReader, is_decoder_of_labels
 
 Batch = Any
-"""A dict (HF), a tuple (inputs, targets), or a tensor of inputs."""
+"""A dict (HF), a tuple (inputs, targets), or inputs: a tensor, or a dict, list or tuple of what is inputs."""
 
 TARGETS = ("labels", "label", "start_positions", "end_positions")
 """What a dict batch holds beside the inputs; the true Fisher needs none of it."""
@@ -45,13 +46,15 @@ class ModelCall:
         model: in evaluation mode.
         layers: layer -> its parameters.
         reader: what the model returns -> the logits f.
+        batch: as the loader gave it; its labels may say what the logits mean.
         args, kwargs: the inputs, batch dimension first in every tensor that has one.
     """
 
     model: ModelIndex
     layers: Layers
     reader: OutputReader
-    args: tuple[Tensor, ...]
+    batch: Batch
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     @cached_property
@@ -60,36 +63,78 @@ class ModelCall:
 
     def logits(self) -> Tensor:
         """Runs the model."""
-        return self.reader(self.model.model(*self.args, **self.kwargs))
+        return self.read(self.model.model(*self.args, **self.kwargs))
+
+    def read(self, output: Any) -> Tensor:
+        """The logits in what the model returned."""
+        return self.reader(output, self.batch, self.examples)
 
     def example(self, i: int) -> ModelCall:
         """The call with example i alone, still with a batch dimension."""
-        args = tuple(one_example(x, i) for x in self.args)
-        kwargs = {name: one_example(x, i) for name, x in self.kwargs.items()}
-        return ModelCall(self.model, self.layers, self.reader, args, kwargs)
+        args, kwargs = rows_of((self.args, self.kwargs), range(i, i + 1))
+        return ModelCall(self.model, self.layers, self.reader, self.batch, args, kwargs)
 
 
-def inputs_of(batch: Batch, device: torch.device | None = None) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model, targets left out, on a device (None: where they are)."""
+def plain_batch(batch: Batch) -> Batch:
+    """A batch in one of three forms: a dict by argument name, with "labels" if it has some; (inputs, targets); inputs."""
     if isinstance(batch, Mapping):
+        return dict(batch)
+    pair = isinstance(batch, tuple | list) and len(batch) in (1, 2)
+    if not pair or not isinstance(batch[0], Mapping):
+        return batch
+    labels = batch[-1]
+    return {**batch[0], "labels": labels} if isinstance(labels, Tensor) else dict(batch[0])
+
+
+def inputs_of(batch: Batch, device: torch.device | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model, targets left out, on a device (None: where they are)."""
+    if isinstance(batch := plain_batch(batch), dict):
         inputs = {name: value for name, value in batch.items() if name not in TARGETS}
-        return (), {name: _moved(x, device) if isinstance(x, Tensor) else x for name, x in inputs.items()}
+        return (), tree_map(lambda x: _moved(x, device), inputs)
     x = batch[0] if isinstance(batch, tuple | list) and len(batch) in (1, 2) else batch
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) and (x is batch or not tree_leaves(x) or not _are_tensors(x)):
         several = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
         raise TypeError(
             "expected a batch that is a tensor, (inputs, targets) or a dict of tensors by argument name, got "
             f"{type(batch).__name__}{several}"
         )
-    return (_moved(x, device),), {}
+    return (tree_map(lambda x: _moved(x, device), x),), {}
 
 
-def _moved(x: Tensor, device: torch.device | None) -> Tensor:
+def _are_tensors(x: Any) -> bool:
+    return all(isinstance(leaf, Tensor) for leaf in tree_leaves(x))
+
+
+def _moved(x: Any, device: torch.device | None) -> Any:
+    if not isinstance(x, Tensor):
+        return x
     if x.is_meta:
         raise ValueError(
             f"a tensor of the batch, of shape {tuple(x.shape)}, is on device 'meta', which holds no numbers"
         )
+    if x.is_nested:
+        raise ValueError(
+            "a tensor of the batch is nested (jagged), its examples have shapes of their own: give batches of one example, "
+            "x[None] for x in tensor.unbind()"
+        )
     return x.to(device)
+
+
+def with_decoder_inputs(batch: Batch, model: nn.Module) -> Batch:
+    """The batch with what the decoder reads, made from its labels by the model itself, which is not given the labels.
+
+    Raises:
+        ValueError: an encoder-decoder's batch without either.
+    """
+    if not is_decoder_of_labels(model) or not isinstance(batch, dict):
+        return batch
+    if any(name in batch for name in ("decoder_input_ids", "decoder_inputs_embeds")):
+        return batch
+    make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if make is None or "labels" not in batch:
+        which = "decoder_input_ids" if make is None else "labels or decoder_input_ids"
+        raise ValueError(f"the decoder of {type(model).__name__} needs something to read: give the batch {which}")
+    return {**batch, "decoder_input_ids": make(labels=batch["labels"])}
 
 
 # Its examples
@@ -97,7 +142,7 @@ def _moved(x: Tensor, device: torch.device | None) -> Tensor:
 
 def count_examples(args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> int:
     """The length of the batch dimension that all tensors share."""
-    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    tensors = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
     if not tensors:
         raise ValueError("expected a batch with at least one tensor, got none")
     sizes = {len(x) for x in tensors if x.ndim > 0}
@@ -118,14 +163,7 @@ def rows_of(batch: Batch, rows: range | Tensor) -> Batch:
     def select(x: Any) -> Any:
         return x[index] if isinstance(x, Tensor) and x.ndim > 0 else x
 
-    if isinstance(batch, Mapping):
-        return {name: select(x) for name, x in batch.items()}
-    return type(batch)(map(select, batch)) if isinstance(batch, tuple | list) else select(batch)
-
-
-def one_example(x: Any, i: int) -> Any:
-    """Example i, still with a batch dimension; anything but a tensor that has one as it is."""
-    return x[i : i + 1] if isinstance(x, Tensor) and x.ndim > 0 else x
+    return tree_map(select, plain_batch(batch))
 
 
 # Small batches, joined
@@ -141,12 +179,13 @@ class Rebatcher:
     it is needed, except one that turns out not to fit the group before it.
 
     Args:
-        model, reader: of the measurement.
+        model: of the measurement.
+        neutral: whether columns of padding change nothing: compares a batch with a longer twin (see `padding`).
         joins: whether batches may be joined: not where the method sees no single example.
     """
 
-    def __init__(self, model: ModelIndex, reader: OutputReader, joins: bool) -> None:
-        self.model, self.reader, self.joins = model, reader, joins
+    def __init__(self, model: ModelIndex, neutral: Callable[[Batch, Batch], bool], joins: bool) -> None:
+        self.model, self.neutral, self.joins = model, neutral, joins
         weights = sum(parameter.numel() for parameter in model.parameters.values())
         self.most_numbers = min(JOINED_WORK / weights, JOINED_NUMBERS)
 
@@ -154,8 +193,8 @@ class Rebatcher:
         """Consecutive batches whose examples have equal shapes, or equal shapes once padded."""
         group: list[Batch] = []
         read = largest = 0
-        for batch in batches:
-            if group and not self._fit(group[0], batch):
+        for batch in map(plain_batch, batches):
+            if group and not self._fit(group, batch):
                 yield group
                 read, largest, group = read + len(group), 0, []
             group.append(batch)
@@ -177,35 +216,33 @@ class Rebatcher:
             return parts
         return tuple(parts.values()) if isinstance(group[0], tuple | list) else parts[0]
 
-    def trim(self, batch: Batch) -> Batch:
-        """The batch without the columns of padding on its right, where they are certain to change nothing."""
+    def prepare(self, batch: Batch) -> Batch:
+        """With what a decoder reads, and without the columns of padding on its right, where they change nothing."""
+        batch = with_decoder_inputs(batch, self.model.model)
         trimmed = trim_padding(batch)
-        return trimmed if trimmed is not batch and self._padding_is_neutral else batch
+        return trimmed if trimmed is not batch and self.neutral(trimmed, batch) else batch
 
-    def _fit(self, first: Batch, second: Batch) -> bool:
+    def _fit(self, group: list[Batch], batch: Batch) -> bool:
+        first = group[0]
         if count_in(first) == 1:  # some models take one example alone, and no more
             return False
         shapes = _example_shapes(first)
-        if type(first) is not type(second) or shapes is None or shapes != _example_shapes(second):
+        if type(first) is not type(batch) or shapes is None or shapes != _example_shapes(batch):
             return False
-        columns, others = token_columns(first), token_columns(second)
-        if columns is None or others is None or columns == others:
+        if token_columns(first) is None or token_columns(batch) is None:
             return True
-        return max(columns, others) <= MOST_WIDENING * min(columns, others) and self._padding_is_neutral
-
-    @property
-    def _padding_is_neutral(self) -> bool:
-        """Not known before the likelihood is: a first output may have to say what it is."""
-        return self.reader.likelihood is not None and self._padding_is_neutral_for_likelihood
-
-    @cached_property
-    def _padding_is_neutral_for_likelihood(self) -> bool:
-        return padding_is_neutral(self.model, self.reader.likelihood)
+        by_columns = sorted([*group, batch], key=lambda b: b["input_ids"].shape[-1])
+        columns, widest = (b["input_ids"].shape[-1] for b in (by_columns[0], by_columns[-1]))
+        if columns == widest:
+            return True
+        shortest = by_columns[0]
+        near = widest <= MOST_WIDENING * columns
+        return near and self.neutral(shortest, widen_padding(shortest, widest, self.model.model))
 
 
 def _numbers_in(batch: Batch) -> int:
     args, kwargs = inputs_of(batch)
-    return max((x.numel() for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), default=0)
+    return max((x.numel() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)), default=0)
 
 
 def _example_shapes(batch: Batch) -> Any:
@@ -266,6 +303,13 @@ def widen_padding(batch: Any, columns: int, model: nn.Module) -> Any:
         return torch.cat([x, x.new_full((*ids.shape[:-1], columns - ids.shape[-1]), fill[name])], dim=-1)
 
     return {name: wider(name, x) if _has_token_rows(x, ids) else x for name, x in batch.items()}
+
+
+def pad_token(model: nn.Module) -> int | None:
+    """The model's, if it is a token."""
+    config = getattr(model, "config", None)
+    pad, tokens = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", 0)
+    return pad if pad is not None and 0 <= pad < tokens else None
 
 
 def _tokens(batch: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -2,56 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor
 
-from ..likelihoods import Categorical, CausalLM, Choice, Likelihood, Token
-from ..model_index import ModelIndex
-
-PLAIN = (
-    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "gpt2", "llama", "mistral",
-    "mpnet", "opt", "qwen2", "rembert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-)  # fmt: skip
-"""Model types whose tokens meet in attention alone, and there obey the mask: each is a test."""
-LENGTH_FREE = ("default", "linear", "llama3")
-"""Rotary frequencies that do not depend on the length."""
+from ..labels import widen
+from ..likelihoods import LIKELIHOODS
+from .batches import Batch, ModelCall, rows_of, trim_padding
+from .plain import PlainPass
 
 
-def padding_is_neutral(model: ModelIndex, likelihood: Likelihood | None) -> bool:
-    """Whether it is certain that no number depends on columns that no example attends to.
+class NeutralPadding:
+    """Tries on the model itself whether columns that no example attends to change a measurement, and remembers it.
 
-    The model's forward pass must be the library's own and mix no neighbours (convolutions would see the padding), and its
-    logits must be one row an example, or a row a token that counts only where label or mask says so. A span's softmax runs
-    over the padding too. Other models pool or hash over positions, or depend on the length (Funnel, XLNet, BigBird, rotary
-    frequencies that change with it); a decoder that classifies and does not know its padding reads the last column.
+    A model's class does not tell: gates and heads may average over positions, prompts may come before the text, hooks may do
+    anything. And logits alone do not tell either, where a fresh adapter adds nothing to them yet. So the shortest text of a
+    batch, which has the most padding, is pulled back with all of it and with none, and must have the same cotangent and the
+    same squared gradient in every layer.
+
+    What was tried holds for batches with the same keys, and numbers of columns between those that were tried: rotary
+    frequencies or sparse attention may set in with the length. Batches of a model that fails are measured as they are.
+
+    Args:
+        call_of: a batch -> the call of the model that it becomes.
+
+    Cost: two plain forward and backward passes of one example, seldom more than once a measurement.
     """
-    if type(likelihood) not in (Categorical, Choice, Token, CausalLM) or not _is_library_model(model.model):
+
+    def __init__(self, call_of: Callable[[Batch], ModelCall]) -> None:
+        self.call_of = call_of
+        self._tried: dict[frozenset[str], tuple[int, int]] = {}
+        self._changes: set[frozenset[str]] = set()
+
+    def __call__(self, short: Batch, long: Batch) -> bool:
+        """Whether two batches that differ in columns of padding on the right alone are one to the model."""
+        keys, few, many = frozenset(short), short["input_ids"].shape[-1], long["input_ids"].shape[-1]
+        if keys in self._changes:
+            return False
+        low, high = self._tried.get(keys, (few, few))
+        if low <= few and many <= high:
+            return True
+        lengths = long["attention_mask"].flatten(1).sum(dim=1)
+        padded = rows_of(long, lengths.argmin()[None])
+        whole = trim_padding(padded)
+        fewest = whole["input_ids"].shape[-1]
+        if fewest > few or not self._same(whole, padded):  # a text without a single token cannot be cut
+            self._changes.add(keys)
+            return False
+        overlap = fewest <= high and low <= many
+        self._tried[keys] = (min(low, fewest), max(high, many)) if overlap else (fewest, many)
+        return True
+
+    def _same(self, short: Batch, long: Batch) -> bool:
+        if any(hasattr(module, "set_attention_type") for module in self.call_of(short).model.modules):
+            return False  # BigBird's, which change to other attention for good when they read a short text
+        try:
+            measured, expected = self._pull_back(short), self._pull_back(long)
+        except Exception:  # a fixed length, for one; where the batch as it is fails too, the measurement says so
+            return False
+        return measured is not None and expected is not None and _agree(*measured, *expected)
+
+    def _pull_back(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """A cotangent at the logits, and the squared gradients (layers,) that it gives; None for an unknown likelihood."""
+        call = self.call_of(batch)
+        forward, likelihood = PlainPass(call), call.reader.likelihood
+        if likelihood is None or type(likelihood) not in LIKELIHOODS.values():
+            return None
+        f = widen(forward.logits.detach())
+        cotangent = likelihood.mixed(f, torch.ones_like(f), batch)
+        return cotangent.to(forward.logits.dtype), forward.squared_gradients([cotangent])[0, 0]
+
+
+def _agree(c: Tensor, norms: Tensor, c_long: Tensor, norms_long: Tensor) -> bool:
+    """Up to rounding; further positions of the longer cotangent must be 0. Where all is 0, nothing is known."""
+    if c.ndim != c_long.ndim or (c.ndim == 2 and c.shape != c_long.shape):
         return False
-    if type(likelihood) is Categorical and pad_token(model.model) is None:
+    if c.shape != c_long.shape:
+        c = torch.nn.functional.pad(c, (0, 0, 0, c_long.shape[1] - c.shape[1]))
+    if c.shape != c_long.shape:
         return False
-    config = getattr(model.model, "config", None)
-    rotary = getattr(config, "rope_scaling", None) or {}
-    if getattr(config, "model_type", None) not in PLAIN or rotary.get("rope_type", "default") not in LENGTH_FREE:
-        return False
-    return not any(_sees_padding(module, config) for module in model.modules)
-
-
-def _sees_padding(module: nn.Module, config: Any) -> bool:
-    """A convolution, or a summary of the sequence by its last token or mean."""
-    summary = type(module).__name__.endswith("SequenceSummary") and config.summary_type != "first"
-    return summary or isinstance(module, nn.modules.conv._ConvNd)
-
-
-def pad_token(model: nn.Module) -> int | None:
-    """The model's, if it is a token."""
-    config = getattr(model, "config", None)
-    pad, tokens = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", 0)
-    return pad if pad is not None and 0 <= pad < tokens else None
-
-
-def _is_library_model(model: nn.Module) -> bool:
-    """Whether the library wrote the whole forward pass: a head of one's own may average over the padding."""
-    base = getattr(model, "get_base_model", None)  # peft's
-    kinds = type(base() if base is not None else model).__mro__
-    return next(kind for kind in kinds if "forward" in vars(kind)).__module__.startswith(("transformers.", "adapters."))
+    share = {torch.float64: 1e-6, torch.float32: 1e-3}.get(c.dtype, 8 * torch.finfo(c.dtype).eps)
+    drowned = (1e3 * torch.finfo(c.dtype).eps) ** 2
+    same = (c - c_long).abs().max() <= share * c.abs().max()
+    off = (norms - norms_long).abs() > share * norms + min(drowned, 1e-3) * norms.max()
+    return bool(same & ~off.any() & norms.any())

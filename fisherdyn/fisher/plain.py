@@ -36,7 +36,7 @@ class PlainPass:
         self.call = call
         names = [name for names in call.layers.values() for name in names]
         self.weights = {name: call.model.get_parameter(name).detach().requires_grad_() for name in names}
-        self.logits = call.reader(call_with_weights(call.model, self.weights, call.args, call.kwargs))
+        self.logits = call.read(call_with_weights(call.model, self.weights, call.args, call.kwargs))
         self.signatures: Sequence[Signature] = [None] * len(call.layers)
 
     def squared_gradients(self, cotangents: Sequence[Tensor]) -> Tensor:

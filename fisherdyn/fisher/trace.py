@@ -13,13 +13,15 @@ from tqdm import tqdm
 
 from ..labels import LabelMode, find_labels
 from ..layers import LayerChoice, Layers, resolve_layers
-from ..likelihoods import Likelihood, OutputReader
+from ..likelihoods import Likelihood
 from ..model_index import ModelIndex
+from ..outputs import OutputReader
 from .batches import Batch, ModelCall, Rebatcher, batches_of, count_in, inputs_of, rows_of
 from .check import CheckName, PerExampleCheck
 from .distributed import all_gather, rank, rank_generator
 from .methods import Method, find_method
 from .model_state import device_of, preserve_state, validate_model
+from .padding import NeutralPadding
 from .running_mean import BatchValues, RunningMean, across_ranks
 
 LabelName = Literal["exact", "rademacher", "mc", "empirical", "argmax"]
@@ -99,7 +101,8 @@ def fisher_trace(
 
         tr(F_l) = E_x E_{y ~ p(.|x)} ||grad_{w_l} log p(y|x)||^2,
 
-    by per-example gradients, over the inputs of a loader (its labels are used by labels="empirical" alone).
+    by per-example gradients, over the inputs of a loader. Its labels are used by labels="empirical" alone, except that
+    positions with the label -100 do not count, that a decoder reads them, and that their type may say the likelihood.
 
     Args:
         model: returns logits, as a tensor, first in a tuple, or as .logits. Measured in evaluation mode; its
@@ -108,10 +111,11 @@ def fisher_trace(
         loader: batches that are dicts, (inputs, targets) or inputs.
         layers: see `fisherdyn.layers.resolve_layers`; None finds them.
         likelihood: what the logits mean: a name in `fisherdyn.likelihoods.LIKELIHOODS` or an instance. None: by a Hugging
-            Face model's class and problem_type, else one softmax over logits of shape (batch, classes).
-        labels: "rademacher" (default), "exact" and "mc" are unbiased; the variance of one example is 0 for "exact", at most
-            2 tr^2 for "rademacher", unbounded for "mc" (Eqn. 1 of the paper). "empirical" and "argmax" are not tr(F), and
-            are here to be compared with it. Or a `fisherdyn.labels.LabelMode` of your own.
+            Face model's class, head, problem_type and labels (see `fisherdyn.outputs`), else one softmax over logits of
+            shape (batch, classes).
+        labels: "rademacher" (default), "exact" and "mc" are unbiased; the variance of one example, relative to its tr^2, is
+            0 for "exact", at most 2 for "rademacher", unbounded for "mc" (Eqn. 1 of the paper). "empirical" and "argmax"
+            are not tr(F), and are here to be compared with it. Or a `fisherdyn.labels.LabelMode` of your own.
         method: "hooks" (no weight gradients; a module without a rule is run again example by example) or "vmap"
             (torch.func; also tied weights and weights used outside their module; more memory). "batch": the squared
             gradient of the batch under random signs, unbiased, noisier, its standard error over batches. "authors": what
@@ -135,8 +139,8 @@ def fisher_trace(
     Cost:
         A forward pass and, for each cotangent (exact: C - 1 a softmax, else 1), a backward pass without weight gradients.
         Memory: as training's, less the weight gradients; where it runs out, half as many examples at a time are measured.
-        Columns of padding on the right are cut where that changes nothing. Of a small model, several batches are measured
-        in one pass, so that it stops by as many at a time.
+        Columns of padding on the right are cut where that changes nothing, which is tried on a text (see `padding`). Of a
+        small model, several batches are measured in one pass, so that it stops by as many at a time.
 
     Precision: under autocast or in half precision, gradients are what that gives, their squares are float32 or better, and
     sums float64.
@@ -197,12 +201,12 @@ class Measurement:
         self.model = ModelIndex(model)
         validate_model(self.model)
         self.layers = resolve_layers(self.model, layers)
-        self.reader = OutputReader(self.model, likelihood)
+        self.reader = OutputReader(model, likelihood)
         self.labels, self.method = labels, method
         method.prepare(self.model, self.layers)
         self.check = PerExampleCheck(check if method.needs_check else "never", self.layers)
         self.generator = generator if generator is not None else rank_generator(torch.Generator().manual_seed(0))
-        self.rebatcher = Rebatcher(self.model, self.reader, joins=method.per_example)
+        self.rebatcher = Rebatcher(self.model, NeutralPadding(self._call_of), joins=method.per_example)
         self._most_examples: int | None = None  # that fit into memory, once it has run out
 
     def measure(self, group: list[Batch]) -> BatchValues:
@@ -247,8 +251,8 @@ class Measurement:
 
     def _rows_of_batch(self, batch: Batch) -> Tensor:
         """Take a batch, run the model, draw cotangents, take per-example norms: (examples, layers)."""
-        batch = self.rebatcher.trim(batch)
-        call = ModelCall(self.model, self.layers, self.reader, *inputs_of(batch, self.device))
+        batch = self.rebatcher.prepare(batch)
+        call = self._call_of(batch)
         with self.method.forward(call) as forward:
             likelihood = self.reader.validated(forward.logits, call.examples)
             cotangents = self.labels.cotangents(likelihood, forward.logits, self.generator, batch)
@@ -256,6 +260,9 @@ class Measurement:
         if self.check.is_due(forward):  # now that the graph is gone
             self.check.compare(call, forward, cotangents[-1], norms[-1])
         return norms.sum(dim=0)
+
+    def _call_of(self, batch: Batch) -> ModelCall:
+        return ModelCall(self.model, self.layers, self.reader, batch, *inputs_of(batch, self.device))
 
 
 def _validate_options(num_batches: Any, target_se: Any, generator: Any) -> None:

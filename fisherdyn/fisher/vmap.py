@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..labels import LabelMode
 from ..layers import Layers
@@ -78,9 +79,7 @@ class _MappedPass:
 
     def _map(self, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Squared norms (examples, cotangents, layers) of unit cotangents, and each example's logits alone."""
-        mapped_kwargs = {
-            name: 0 if isinstance(x, Tensor) and x.ndim > 0 else None for name, x in self.call.kwargs.items()
-        }
+        mapped_kwargs = tree_map(lambda x: 0 if isinstance(x, Tensor) and x.ndim > 0 else None, dict(self.call.kwargs))
         one_example = _OneExample(self.call, mapped_kwargs)
         try:
             mapped = torch.func.vmap(one_example, in_dims=(0, mapped_kwargs, 0), chunk_size=CHUNK)
@@ -98,7 +97,7 @@ class _MappedPass:
 class _OneExample:
     """What vmap maps: an example's inputs and cotangents -> its squared norms (cotangents, layers) and logits."""
 
-    def __init__(self, call: ModelCall, mapped_kwargs: dict[str, int | None]) -> None:
+    def __init__(self, call: ModelCall, mapped_kwargs: dict[str, Any]) -> None:
         self.call, self.mapped_kwargs = call, mapped_kwargs
         self.weights = {
             name: call.model.get_parameter(name).detach() for names in call.layers.values() for name in names
@@ -106,9 +105,9 @@ class _OneExample:
 
     def __call__(self, args: tuple[Tensor, ...], kwargs: dict[str, Any], columns: Tensor) -> tuple[Tensor, Tensor]:
         def logits(weights: dict[str, Tensor]) -> Tensor:
-            batch_of_one = {name: x[None] if self.mapped_kwargs[name] == 0 else x for name, x in kwargs.items()}
-            output = call_with_weights(self.call.model, weights, tuple(x[None] for x in args), batch_of_one)
-            return self.call.reader(output)[0]
+            batch_of_one = tree_map(lambda dim, x: x[None] if dim == 0 else x, self.mapped_kwargs, kwargs)
+            output = call_with_weights(self.call.model, weights, tree_map(lambda x: x[None], args), batch_of_one)
+            return self.call.reader(output, self.call.batch, 1)[0]
 
         alone, pull_back = torch.func.vjp(logits, self.weights)[:2]
         rows = []

@@ -26,6 +26,7 @@ from ..fisher.training import TrainingPass
 from ..labels import find_labels
 from ..layers import resolve_layers
 from ..model_index import ModelIndex
+from ..outputs import different_likelihoods
 from ..validation import Count, Natural, Whole, check
 from . import gauges
 from .buffer import RecordBuffer
@@ -61,7 +62,7 @@ class Recorder:
 
     Args:
         model: the model that is trained. Inside DistributedDataParallel or torch.compile it is measured without the wrapper.
-        loader: what tr(F) is measured on, read anew at every record: batches of inputs, labels unused; or a dict of
+        loader: what tr(F) is measured on, read anew at every record: batches of inputs; or a dict of
             loaders, which adds the dimension `loader`. In several processes each is given the whole loader and measures
             its share, and rank 0 writes.
         every: steps between records (default 100); the state at `close` is recorded too.
@@ -311,9 +312,12 @@ class Recorder:
                 probing.refuse_loader_in_use(loader)
         try:
             traces = self._measure()
+            self._provenance = probing.provenance(traces)
+            now = self._provenance["likelihood"]
+            if (before := self._buffer.attrs.get("likelihood", now)) != now:
+                raise different_likelihoods(before, now)
         except ValueError as error:
             raise ValueError(f"tr(F) at step {step}: {error}") from error
-        self._provenance = probing.provenance(traces)
         return {
             "step": step,
             **probing.as_variables(traces)[1],
