@@ -74,18 +74,18 @@ def by_parameter(model: nn.Module) -> dict[str, tuple[str]]:
 
 @pytest.mark.parametrize("kind", [EarlyExit, Capacity, Trimmed])
 def test_a_batch_that_changes_its_examples_is_refused(kind):
-    """Of 24 random batches, those that are measured are right; one that is refused would have been wrong."""
+    """Of 12 random batches, those are refused whose logits depend on the batch, and no other; unchecked, one is wrong."""
     refused = []
-    for seed in range(24):
+    for seed in range(12):
         model, x = faulty(kind, seed)
         alone = torch.cat([model(one) for one in x.split(1)])
-        try:
+        if torch.allclose(model(x), alone, rtol=1e-9):
+            fisher_trace(model, [x], layers={"head": ("head.weight",)})
+            continue
+        with pytest.raises(ValueError, match=MIXED):
             fisher_trace(model, [x])
-            torch.testing.assert_close(model(x), alone, rtol=1e-9, atol=1e-12)
-        except ValueError as error:
-            assert MIXED in str(error)
-            refused.append((model, x))
-    assert len(refused) > 6
+        refused.append((model, x))
+    assert len(refused) > 2
     model, x = refused[0]
     unchecked = fisher_trace(model, [x], layers=by_parameter(model), labels="exact", check="never").values
     assert not torch.allclose(unchecked, per_example_trace(model, x, by_parameter(model)), rtol=1e-3)
@@ -95,7 +95,7 @@ def test_a_batch_that_changes_its_examples_is_refused(kind):
 def test_in_batches_of_one_there_is_nothing_to_mix(kind):
     """The remedy of the refusal."""
     model, x = faulty(kind, seed=3)
-    layers = by_parameter(model)
+    layers = {name: (f"{name}.weight",) for name in ("body", "one", "head") if hasattr(model, name)}
     found = fisher_trace(model, x.split(1), layers=layers, labels="exact")
     torch.testing.assert_close(found.values, per_example_trace(model, x, layers), rtol=1e-9, atol=1e-12)
 

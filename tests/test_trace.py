@@ -68,7 +68,7 @@ def test_interval_covers():
     covered = torch.zeros(2)
     for _ in range(1000):
         x = population[torch.randint(len(population), (64,), generator=g)]
-        found = fisher_trace(model, [x], generator=g)
+        found = fisher_trace(model, [x], generator=g, check="never")
         covered += ((found.trace - truth).abs() < 2.0 * found.se).float()  # t quantile at 63 degrees: 1.998
     assert ((covered / 1000 > 0.93) & (covered / 1000 < 0.97)).all(), covered
 

@@ -136,10 +136,10 @@ class PerExampleCheck:
         _, wrong = self._differing(steeper, once, unit.dtype)
         if wrong:
             raise ValueError(
-                f"layer(s) {', '.join(wrong)}: {-STEEPER:g} times the gradient at the logits does not give {-STEEPER:g} times "
-                "the gradient there, so it is not the derivative of the model's output. A backward hook (register_hook, "
-                "register_full_backward_hook) or a custom autograd function clips, rounds or normalises gradients: take it "
-                f"off for the measurement{_in_half_precision(unit.dtype)}"
+                f"layer(s) {', '.join(wrong)}: {-STEEPER:g} times the gradient at the logits does not give {-STEEPER:g} "
+                "times the gradient there, so it is not the derivative of the model's output. A backward hook "
+                "(register_hook, register_full_backward_hook) or a custom autograd function clips, rounds or normalises "
+                f"gradients: take it off for the measurement{_in_half_precision(unit.dtype)}"
             )
 
     def _differing(self, measured: Tensor, truth: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[str]]:

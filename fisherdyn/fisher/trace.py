@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -282,6 +283,7 @@ def _summarize(measurement: Measurement, mean: RunningMean, target_se: float | N
             f"tr(F) is not finite in layer(s) {', '.join(bad)}: gradients overflow there; measure in bfloat16 or float32, "
             "or look at the inputs"
         )
+    _warn_of_zeros(names, values)
     trace, se = mean.mean_and_error()
     within = mean.within(target_se).tolist() if target_se is not None else [True] * len(names)
     parameters = [[measurement.model.get_parameter(name) for name in layer] for layer in measurement.layers.values()]
@@ -300,3 +302,13 @@ def _summarize(measurement: Measurement, mean: RunningMean, target_se: float | N
         imprecise=tuple(name for name, precise in zip(names, within, strict=True) if not precise),
         compared=measurement.check.compared_layers,
     )
+
+
+def _warn_of_zeros(names: tuple[str, ...], values: Tensor) -> None:
+    if zeros := [name for name, is_zero in zip(names, (values == 0).all(dim=0).tolist(), strict=True) if is_zero]:
+        warnings.warn(
+            f"layer(s) {', '.join(zeros)}: tr(F) is exactly 0 in every example. As the model is now, these weights have no "
+            "part in its logits: they meet a factor that is 0 (the other half of a fresh LoRA, a closed gate), or "
+            "evaluation mode reads a tensor that was made from them before (a cache, merged weights)",
+            stacklevel=4,
+        )
