@@ -23,10 +23,11 @@ UNNAMED = ""
 
 
 class ProbeOptions(TraceOptions, total=False):
-    """Options of `probe`: those of `fisher_trace`, but for `enough`."""
+    """Options of `probe`: those of `fisher_trace`, but for `enough`, and `values`."""
 
     target_se: float | None
     progress: bool
+    values: bool
 
 
 def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) -> xr.Dataset:
@@ -38,21 +39,24 @@ def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) ->
         loader: batches of inputs (labels are not used), or a dict of loaders, which adds the dimension `loader`: the
             true Fisher needs no labels, so unlabelled target languages can be probed too.
         **options: see `fisher_trace`: layers, likelihood, labels, method, num_batches, target_se, check, generator,
-            progress. A progress bar is shown in terminals and notebooks.
+            progress. A progress bar is shown in terminals and notebooks. values=True keeps what each example gave:
+            fisher_values over (example, layer), in the loader's order (NaN after the end of the shorter of two loaders).
 
     Returns:
-        Dataset over layer: fisher_trace and fisher_trace_se (nat), num_params, trainable;
+        Dataset over layer: fisher_trace and fisher_trace_se (nat), fisher_trace_skewness, num_params, trainable;
         attributes: estimator, likelihood, mode, batches, examples, imprecise (layers that missed target_se), versions,
         device.
 
     Raises:
-        ValueError: as `fisher_trace`; a model in DataParallel or FullyShardedDataParallel.
+        ValueError: as `fisher_trace`; a model in DataParallel or FullyShardedDataParallel; values=True and a method that
+            sees no single example.
 
     Example:
         >>> ds = fisherdyn.probe(model, loader, labels="exact")
         >>> ds["fisher_trace"].to_series()
     """
     options.setdefault("progress", _progress_is_visible())
+    keep = options.pop("values", False)
     model = unwrap(model)
     traces = measure(model, loaders_by_name(loader), **options)
     dims, values = as_variables(traces)
@@ -60,6 +64,7 @@ def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) ->
     return record.build(
         {
             **{name: (dims, array) for name, array in values.items()},
+            **(example_values(traces) if keep else {}),
             "num_params": (("layer",), np.array(first.num_params)),
             "trainable": (("layer",), record.flags(first.trainable)),
         },
@@ -74,6 +79,8 @@ def loaders_by_name(loader: Loaders) -> dict[str, Iterable[Batch]]:
         return {UNNAMED: batches_of(loader)}
     if not loader:
         raise ValueError("expected at least one loader in the dict, got none")
+    if UNNAMED in loader:
+        raise ValueError(f'expected a name for each loader in the dict, got "" among {", ".join(map(repr, loader))}')
     return dict(loader)
 
 
@@ -117,14 +124,30 @@ def measure(
 
 
 def as_variables(traces: Mapping[str, FisherTrace]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Dimensions, (loader, layer) or (layer,), and fisher_trace and fisher_trace_se over them."""
+    """Dimensions, (loader, layer) or (layer,), and fisher_trace, its standard error and skewness over them."""
     values = {
         "fisher_trace": np.stack([t.trace.numpy() for t in traces.values()]),
         "fisher_trace_se": np.stack([t.se.numpy() for t in traces.values()]),
+        "fisher_trace_skewness": np.stack([t.skewness.numpy() for t in traces.values()]),
     }
     if UNNAMED in traces:
         return ("layer",), {name: array[0] for name, array in values.items()}
     return ("loader", "layer"), values
+
+
+def example_values(traces: Mapping[str, FisherTrace]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """fisher_values over (loader, example, layer) or (example, layer)."""
+    every = [t.values.numpy() for t in traces.values()]
+    if any(len(rows) != t.examples for rows, t in zip(every, traces.values(), strict=True)):
+        raise ValueError(
+            'expected a method that sees single examples for values=True, "hooks" or "vmap", got '
+            f"{next(iter(traces.values())).estimator!r}, which sees whole batches"
+        )
+    most = max(map(len, every))
+    rows = np.stack([np.pad(rows, ((0, most - len(rows)), (0, 0)), constant_values=np.nan) for rows in every])
+    if UNNAMED in traces:
+        return {"fisher_values": (("example", "layer"), rows[0])}
+    return {"fisher_values": (("loader", "example", "layer"), rows)}
 
 
 def coordinates(traces: Mapping[str, FisherTrace]) -> dict[str, list[str]]:

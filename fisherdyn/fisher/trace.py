@@ -21,7 +21,7 @@ from .check import CheckName, PerExampleCheck
 from .distributed import all_gather, rank, rank_generator
 from .methods import Method, find_method
 from .model_state import device_of, preserve_state, validate_model
-from .running_mean import BatchValues, RunningMean, across_ranks
+from .running_mean import BatchValues, RunningMean, across_ranks, skewness
 
 LabelName = Literal["exact", "rademacher", "mc", "empirical", "argmax"]
 MethodName = Literal["hooks", "vmap", "batch", "authors"]
@@ -40,7 +40,7 @@ class TraceOptions(TypedDict, total=False):
 
 
 FEWEST_TO_STOP_AT = 32
-"""Examples below which a standard error is too rough to stop by."""
+"""Rows (examples, or batches for the methods that see no single example) below which a standard error is too rough."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,10 @@ class FisherTrace:
         se: (layers,) its standard error: over examples, or over batches for the methods that see no single example.
         num_params: (layers,).
         trainable: (layers,) whether any of the layer's parameters has requires_grad.
-        values: (examples, layers), for paired comparisons of layers on the same examples; (batches, layers) for the
-            methods "batch" and "authors".
+        skewness: (layers,) of the values: with it, `ds.fisher.interval()` holds its level where tails are heavy.
+        values: (examples, layers) in the loader's order, for paired comparisons of layers or models on the same examples;
+            in several processes, those of process 0, then of process 1, and so on. (batches, layers) for the methods
+            "batch" and "authors".
         examples: how many were measured.
         batches: how many were read.
         estimator: e.g. "hooks/rademacher".
@@ -66,6 +68,7 @@ class FisherTrace:
     layers: tuple[str, ...]
     trace: Tensor
     se: Tensor
+    skewness: Tensor
     num_params: tuple[int, ...]
     trainable: tuple[bool, ...]
     values: Tensor
@@ -168,7 +171,7 @@ def fisher_trace(
             bar.update(mean.batches - bar.n)
             if not hidden:
                 bar.set_postfix_str(_worst_error(measurement.layers, mean), refresh=False)
-            if target_se is not None and mean.examples >= FEWEST_TO_STOP_AT and mean.within(target_se).all():
+            if target_se is not None and mean.rows >= FEWEST_TO_STOP_AT and mean.within(target_se).all():
                 break
             if enough is not None and enough(mean):
                 break
@@ -208,7 +211,7 @@ class Measurement:
 
     def measure(self, group: list[Batch]) -> BatchValues:
         """A group of batches, in one pass where they go together."""
-        return BatchValues(self._rows(group).cpu(), sum(map(count_in, group)), len(group))
+        return BatchValues(self._rows(group).cpu(), sum(map(count_in, group)), len(group), rank())
 
     def _rows(self, group: list[Batch]) -> Tensor:
         if len(group) > 1:
@@ -292,6 +295,7 @@ def _summarize(measurement: Measurement, mean: RunningMean, target_se: float | N
         layers=names,
         trace=trace,
         se=se,
+        skewness=skewness(values),
         num_params=tuple(sum(p.numel() for p in layer) for layer in parameters),
         trainable=tuple(any(p.requires_grad for p in layer) for layer in parameters),
         values=values,
