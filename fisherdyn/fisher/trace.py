@@ -53,7 +53,6 @@ class FisherTrace:
         se: (layers,) its standard error: over examples, or over batches for the methods that see no single example.
         num_params: (layers,).
         trainable: (layers,) whether any of the layer's parameters has requires_grad.
-        skewness: (layers,) of the values: with it, `ds.fisher.interval()` holds its level where tails are heavy.
         values: (examples, layers) in the loader's order, for paired comparisons of layers or models on the same examples;
             in several processes, those of process 0, then of process 1, and so on. (batches, layers) for the methods
             "batch" and "authors".
@@ -68,7 +67,6 @@ class FisherTrace:
     layers: tuple[str, ...]
     trace: Tensor
     se: Tensor
-    skewness: Tensor
     num_params: tuple[int, ...]
     trainable: tuple[bool, ...]
     values: Tensor
@@ -78,6 +76,11 @@ class FisherTrace:
     likelihood: str
     imprecise: tuple[str, ...] = ()
     compared: tuple[str, ...] = ()
+
+    @property
+    def skewness(self) -> Tensor:
+        """(layers,) of the values: what an interval needs beside mean and standard error where tails are heavy."""
+        return skewness(self.values)
 
     def scores(self) -> dict[str, tuple[float, float]]:
         """Layer -> (tr(F), standard error), as `policies` want it."""
@@ -295,7 +298,6 @@ def _summarize(measurement: Measurement, mean: RunningMean, target_se: float | N
         layers=names,
         trace=trace,
         se=se,
-        skewness=skewness(values),
         num_params=tuple(sum(p.numel() for p in layer) for layer in parameters),
         trainable=tuple(any(p.requires_grad for p in layer) for layer in parameters),
         values=values,
