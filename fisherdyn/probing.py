@@ -23,14 +23,13 @@ UNNAMED = ""
 
 
 class ProbeOptions(TraceOptions, total=False):
-    """Options of `probe`: those of `fisher_trace`, but for `enough`, and `values`."""
+    """Options of `probe`: those of `fisher_trace`, but for `enough`."""
 
     target_se: float | None
     progress: bool
-    values: bool
 
 
-def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) -> xr.Dataset:
+def probe(model: nn.Module, loader: Loaders, *, values: bool = False, **options: Unpack[ProbeOptions]) -> xr.Dataset:
     """tr(F) of every layer of a model, now.
 
     Args:
@@ -38,9 +37,10 @@ def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) ->
             DistributedDataParallel or torch.compile is measured without the wrapper.
         loader: batches of inputs (labels are not used), or a dict of loaders, which adds the dimension `loader`: the
             true Fisher needs no labels, so unlabelled target languages can be probed too.
+        values: also keep what each example gave: fisher_values over (example, layer), in the loader's order (NaN after the
+            end of the shorter of two loaders).
         **options: see `fisher_trace`: layers, likelihood, labels, method, num_batches, target_se, check, generator,
-            progress. A progress bar is shown in terminals and notebooks. values=True keeps what each example gave:
-            fisher_values over (example, layer), in the loader's order (NaN after the end of the shorter of two loaders).
+            progress. A progress bar is shown in terminals and notebooks.
 
     Returns:
         Dataset over layer: fisher_trace and fisher_trace_se (nat), fisher_trace_skewness, num_params, trainable;
@@ -56,15 +56,14 @@ def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) ->
         >>> ds["fisher_trace"].to_series()
     """
     options.setdefault("progress", _progress_is_visible())
-    keep = options.pop("values", False)
     model = unwrap(model)
     traces = measure(model, loaders_by_name(loader), **options)
-    dims, values = as_variables(traces)
+    dims, variables = as_variables(traces)
     first = next(iter(traces.values()))
     return record.build(
         {
-            **{name: (dims, array) for name, array in values.items()},
-            **(example_values(traces) if keep else {}),
+            **{name: (dims, array) for name, array in variables.items()},
+            **(example_values(traces) if values else {}),
             "num_params": (("layer",), np.array(first.num_params)),
             "trainable": (("layer",), record.flags(first.trainable)),
         },

@@ -127,14 +127,17 @@ def fisher_trace(
         target_se: stop as soon as every layer's standard error is at most this share of its tr(F), such as 0.05; layers
             that do not get there are named in the result's `imprecise`.
         enough: stop as soon as it says so; asked after every pass with what there is: `.values`, `.examples`, `.batches`.
-        check: compare two examples with plain autograd in the "first" batch, "always" in every batch, or "never"; see
-            `fisher.check`. Only method="hooks" needs it.
+        check: compare a batch with its examples alone, and two of these with plain autograd, in the "first" batch, "always"
+            in every batch, or "never"; see `fisher.check`. Only method="hooks" needs it.
         generator: of label noise; default: a new one of seed 0, apart in every process.
         progress: show a bar, with the relative standard error of the worst layer.
 
     Returns:
         FisherTrace. Its standard error is over examples, whose values are taken as independent: it covers the variation over
-        inputs and label noise, not the choice of a loader that is not a random sample.
+        inputs and label noise, not the choice of a loader that is not a random sample. Stopping by `target_se` favours
+        samples that look precise: of 3,000 simulated measurements (gamma values of excess kurtosis 22, batches of 16), tr(F)
+        came out 0.3 to 0.4 % too large at targets of 0.2 and 0.1, the standard error 10 % and 3 % too small, and intervals
+        of two standard errors covered 91 and 94 %; at 0.05 neither error was beyond the simulation's own, and 95 % covered.
 
     Several processes (torch.distributed initialised): each brings batches of its own, and all get the same result, that of
     all batches. Give each generator another seed, or none.
