@@ -19,6 +19,12 @@ class FisherAccessor:
             raise ValueError(f"ds.fisher needs a record with fisher_trace, this dataset has {', '.join(map(str, ds))}")
         self._ds = ds
 
+    def interval(self, level: float = 0.95) -> xr.DataArray:
+        """`analysis.trace_interval`: tr(F) of every layer with an interval that holds its level where tails are heavy."""
+        from . import analysis
+
+        return analysis.trace_interval(self._ds, level)
+
     def learning_curve(self, window: int = 3) -> xr.DataArray:
         """`analysis.learning_curve`: tr(F) of the open layers over their number, smoothed."""
         from . import analysis

@@ -30,7 +30,7 @@ class ProbeOptions(TraceOptions, total=False):
     progress: bool
 
 
-def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) -> xr.Dataset:
+def probe(model: nn.Module, loader: Loaders, *, values: bool = False, **options: Unpack[ProbeOptions]) -> xr.Dataset:
     """tr(F) of every layer of a model, now.
 
     Args:
@@ -38,17 +38,19 @@ def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) ->
             DistributedDataParallel or torch.compile is measured without the wrapper.
         loader: batches of inputs (what labels are used for, `fisher_trace` says), or a dict of loaders, which adds the
             dimension `loader`: the true Fisher needs no labels, so unlabelled target languages can be probed too.
+        values: also keep what each example gave: fisher_values over (example, layer), in the loader's order (NaN after the
+            end of the shorter of two loaders).
         **options: see `fisher_trace`: layers, likelihood, labels, method, num_batches, target_se, check, generator,
             progress. A progress bar is shown in terminals and notebooks.
 
     Returns:
-        Dataset over layer: fisher_trace and fisher_trace_se (nat), num_params, trainable;
+        Dataset over layer: fisher_trace and fisher_trace_se (nat), fisher_trace_skewness, num_params, trainable;
         attributes: estimator, likelihood, mode, batches, examples, imprecise (layers that missed target_se), versions,
         device.
 
     Raises:
         ValueError: as `fisher_trace`; loaders whose logits are read differently; a model in DataParallel or
-            FullyShardedDataParallel.
+            FullyShardedDataParallel; values=True and a method that sees no single example.
 
     Example:
         >>> ds = fisherdyn.probe(model, loader, labels="exact")
@@ -57,11 +59,12 @@ def probe(model: nn.Module, loader: Loaders, **options: Unpack[ProbeOptions]) ->
     options.setdefault("progress", _progress_is_visible())
     model = unwrap(model)
     traces = measure(model, loaders_by_name(loader), **options)
-    dims, values = as_variables(traces)
+    dims, variables = as_variables(traces)
     first = next(iter(traces.values()))
     return record.build(
         {
-            **{name: (dims, array) for name, array in values.items()},
+            **{name: (dims, array) for name, array in variables.items()},
+            **(example_values(traces) if values else {}),
             "num_params": (("layer",), np.array(first.num_params)),
             "trainable": (("layer",), record.flags(first.trainable)),
         },
@@ -76,6 +79,8 @@ def loaders_by_name(loader: Loaders) -> dict[str, Iterable[Batch]]:
         return {UNNAMED: batches_of(loader)}
     if not loader:
         raise ValueError("expected at least one loader in the dict, got none")
+    if UNNAMED in loader:
+        raise ValueError(f'expected a name for each loader in the dict, got "" among {", ".join(map(repr, loader))}')
     return dict(loader)
 
 
@@ -119,14 +124,30 @@ def measure(
 
 
 def as_variables(traces: Mapping[str, FisherTrace]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Dimensions, (loader, layer) or (layer,), and fisher_trace and fisher_trace_se over them."""
+    """Dimensions, (loader, layer) or (layer,), and fisher_trace, its standard error and skewness over them."""
     values = {
         "fisher_trace": np.stack([t.trace.numpy() for t in traces.values()]),
         "fisher_trace_se": np.stack([t.se.numpy() for t in traces.values()]),
+        "fisher_trace_skewness": np.stack([t.skewness.numpy() for t in traces.values()]),
     }
     if UNNAMED in traces:
         return ("layer",), {name: array[0] for name, array in values.items()}
     return ("loader", "layer"), values
+
+
+def example_values(traces: Mapping[str, FisherTrace]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """fisher_values over (loader, example, layer) or (example, layer)."""
+    every = [t.values.numpy() for t in traces.values()]
+    if any(len(rows) != t.examples for rows, t in zip(every, traces.values(), strict=True)):
+        raise ValueError(
+            'expected a method that sees single examples for values=True, "hooks" or "vmap", got '
+            f"{next(iter(traces.values())).estimator!r}, which sees whole batches"
+        )
+    most = max(map(len, every))
+    rows = np.stack([np.pad(rows, ((0, most - len(rows)), (0, 0)), constant_values=np.nan) for rows in every])
+    if UNNAMED in traces:
+        return {"fisher_values": (("example", "layer"), rows[0])}
+    return {"fisher_values": (("loader", "example", "layer"), rows)}
 
 
 def coordinates(traces: Mapping[str, FisherTrace]) -> dict[str, list[str]]:

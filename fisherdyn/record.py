@@ -1,6 +1,7 @@
 """The record: one xarray schema for probes, training runs and sweeps, and the one place that stamps provenance.
 
-Dimensions are run, step, eval_step, layer, loader and target; a dataset has those that apply. It opens with plain xarray.
+Dimensions are run, step, eval_step, layer, loader, example and target; a dataset has those that apply. It opens with
+plain xarray.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import xarray as xr
 VARIABLES: dict[str, tuple[str, str]] = {
     "fisher_trace": ("trace of the Fisher information, tr(F)", "nat"),
     "fisher_trace_se": ("standard error of tr(F)", "nat"),
+    "fisher_trace_skewness": ("skewness of what single examples (or batches) give to tr(F)", "1"),
+    "fisher_values": ("what a single example gives to tr(F)", "nat"),
     "num_params": ("parameters in the layer", "1"),
     "trainable": ("whether the layer is open", "1"),
     "train_loss": ("training loss, mean since the last record", "nat"),

@@ -470,13 +470,16 @@ def test_two_processes_give_what_one_gives(in_two):
         torch.testing.assert_close(found.se, one.se, rtol=1e-12, atol=0)
         assert (found.examples, found.batches) == (50, 7)
     assert torch.equal(in_two[0, "all"].values, in_two[1, "all"].values)
+    batches = two_processes.batches()
+    in_order = fisher_trace(two_processes.model(), batches[0::2] + batches[1::2], labels="exact").values
+    torch.testing.assert_close(in_two[0, "all"].values, in_order, rtol=1e-12, atol=0)  # of process 0, then of 1
 
 
 def test_two_processes_draw_different_labels(in_two):
     """The same inputs in both, and label noise of their own: the error is that of twice the draws."""
-    rows = in_two[0, "same inputs"].values.reshape(-1, 2, 8, 2)
-    assert 0.6 < (rows[:, 0] != rows[:, 1]).float().mean() < 0.9  # three signs agree, up to one for all, in a quarter
-    assert torch.equal(rows, in_two[1, "same inputs"].values.reshape(-1, 2, 8, 2))
+    rows = in_two[0, "same inputs"].values.reshape(2, -1, 2)
+    assert 0.6 < (rows[0] != rows[1]).float().mean() < 0.9  # three signs agree, up to one for all, in a quarter
+    assert torch.equal(rows, in_two[1, "same inputs"].values.reshape(2, -1, 2))
 
 
 def test_two_processes_stop_together_and_fail_together(in_two):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import children
 import numpy as np
@@ -194,13 +195,16 @@ def test_layers_that_could_not_be_compared_are_checked_at_every_record(model, mo
     )
     with torch.no_grad():
         model[2].weight.zero_()  # nothing reaches the layer below
-    recorder = Recorder(model, batches(), every=1)
-    for _ in range(6):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        recorder = Recorder(model, batches(), every=1)
+        for _ in range(6):
+            recorder.step()
+        assert checks == ["first"] * 6
+        recorder = Recorder(model, batches(), every=1, check="never")
         recorder.step()
-    assert checks == ["first"] * 6
-    recorder = Recorder(model, batches(), every=1, check="never")
-    recorder.step()
     assert checks[6:] == ["never"]
+    assert ["tr(F) is exactly 0" in str(warning.message) for warning in caught] == [True]  # and not at every record
 
 
 def test_a_recorder_goes_on_from_its_state(tmp_path):

@@ -13,6 +13,7 @@ from torch import nn
 from zoo import specimen
 
 from fisherdyn import fisher_trace, probe, verify
+from fisherdyn.fisher.running_mean import BatchValues, RunningMean
 from fisherdyn.fisher.trace import FEWEST_TO_STOP_AT
 from fisherdyn.layers import resolve_layers
 
@@ -68,7 +69,7 @@ def test_interval_covers():
     covered = torch.zeros(2)
     for _ in range(1000):
         x = population[torch.randint(len(population), (64,), generator=g)]
-        found = fisher_trace(model, [x], generator=g)
+        found = fisher_trace(model, [x], generator=g, check="never")
         covered += ((found.trace - truth).abs() < 2.0 * found.se).float()  # t quantile at 63 degrees: 1.998
     assert ((covered / 1000 > 0.93) & (covered / 1000 < 0.97)).all(), covered
 
@@ -247,6 +248,31 @@ def test_stops_when_every_layer_is_precise():
     assert probe(model, batches[:2], target_se=0.001).attrs["imprecise"] == "0, 2"
 
 
+def test_batches_are_what_a_standard_error_over_batches_counts():
+    """31 batches of 16 examples are 31 values, too few to stop by; the 32nd is enough."""
+    model, x = _confident()
+    loader = [x] * 40
+    assert fisher_trace(model, loader, target_se=0.99, method="batch").batches == FEWEST_TO_STOP_AT
+
+
+@pytest.mark.parametrize("examples", [1, 5])
+def test_a_running_mean_is_that_of_all_rows(examples):
+    """Weighted by the examples that a row stands for, about any origin; and it keeps the order of each process."""
+    g = torch.Generator().manual_seed(0)
+    read, rows, weights = RunningMean(), [], []
+    for n in (3, 1, 8, 2):
+        x = 1e4 + torch.rand(n, 2, generator=g).double()
+        read.add(BatchValues(x, n * examples * n, 1, process=n % 2))
+        rows, weights = [*rows, x], [*weights, torch.full((n, 1), float(examples * n)).double()]
+    x, w = torch.cat(rows), torch.cat(weights)
+    mean = (w * x).sum(dim=0) / w.sum()
+    error = (w * (x - mean)).square().sum(dim=0).sqrt() / w.sum() * (14 / 13) ** 0.5
+    torch.testing.assert_close(read.mean_and_error()[0], mean, rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(read.mean_and_error()[1], error, rtol=1e-9, atol=0.0)
+    assert (read.rows, read.batches, read.examples) == (14, 4, int(w.sum()))
+    assert torch.equal(read.values, torch.cat([rows[2], rows[3], rows[0], rows[1]]))
+
+
 class OwnWeightElsewhere(nn.Module):
     """What hooks cannot see: a weight that is used outside its module's call too."""
 
@@ -267,6 +293,16 @@ def test_verify_finds_what_hooks_cannot_see():
     assert verify(OwnWeightElsewhere(), X, method="vmap").wrong == ()
     it = specimen("bert_whole")
     assert verify(it.model, it.inputs).wrong == ()
+
+
+def test_verify_allows_for_rounding_where_gradients_cancel():
+    """A softmax does not see what is added to all of attention's keys: the truth is 0, and what is found is rounding."""
+    it = specimen("bert_whole")
+    keys = {name: (name,) for name, _ in it.model.named_parameters() if name.endswith("key.bias")}
+    found = verify(it.model.float(), it.inputs, layers={**keys, "rest": ("classifier.weight",)})
+    assert (found.found[:-1] > 0).all()
+    assert (found.found[:-1] < 1e-10 * found.found[-1]).all()
+    assert found.wrong == ()
 
 
 @pytest.mark.parametrize("name", ["shared_module", "bottleneck_adapter", "lstm"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -34,7 +35,8 @@ def test_right_or_refused(name, method):
             fisher_trace(model, [x], layers=layers, labels="exact", method=method)
         return
     truth = per_example_trace(copy.deepcopy(model), x, layers)
-    found = fisher_trace(model, [x], layers=layers, labels="exact", method=method)
+    with pytest.warns(match="exactly 0") if (truth == 0).all(dim=0).any() else nullcontext():
+        found = fisher_trace(model, [x], layers=layers, labels="exact", method=method)
     torch.testing.assert_close(found.values, truth, rtol=1e-9, atol=1e-14)
 
 
@@ -75,6 +77,7 @@ def test_a_certain_example_proves_nothing(labels):
 
 LAYERS = {name: (f"{name}.weight", f"{name}.bias") for name in ("0", "2")}
 APART = "one example alone has another gradient"
+MIXED = "has other logits than in its batch"
 
 
 @pytest.fixture
@@ -151,7 +154,7 @@ def test_a_gate_that_training_opens_is_found_in_fit():
     layers = {name: (f"{name}.weight",) for name in ("body", "head")}
     how = {"policy": policies.all_at_once(), "layers": layers, "interval": 1}
     how |= {"optimization": Optimization(steps=40, lr=5e-2), "measurement": Measurement(loader=data, every=1)}
-    with pytest.raises(ValueError, match=APART):
+    with pytest.raises(ValueError, match=MIXED):
         fit(Trained(), data, **how)
 
 
@@ -173,7 +176,8 @@ def test_a_gradient_of_zero_proves_nothing():
     model, x = Adapter(), torch.randn(8, 6)
     layers = {name: (f"{name}.weight",) for name in ("down", "up", "head")}
     for _ in range(3):
-        trace = fisher_trace(model, [x], layers=layers)
+        with pytest.warns(match=r"layer\(s\) down: tr\(F\) is exactly 0"):
+            trace = fisher_trace(model, [x], layers=layers)
         assert trace.trace[0] == 0
         assert trace.compared == ("up", "head")
         with torch.no_grad():
@@ -232,7 +236,7 @@ def test_a_gate_that_opens_and_a_module_that_is_replaced_are_found():
                 model.gate.fill_(2.0)
         else:
             model.mid = Centred()
-        with pytest.raises(ValueError, match=APART):
+        with pytest.raises(ValueError, match=MIXED):
             fisher_trace(model, [x], layers=layers)
 
 
@@ -245,7 +249,7 @@ def test_another_likelihood_may_read_another_output():
     model, x = Mixed(), torch.randn(8, 6)
     layers = {name: (f"{name}.weight",) for name in ("body", "head")}
     fisher_trace(model, [x], layers=layers)
-    with pytest.raises(ValueError, match=APART):
+    with pytest.raises(ValueError, match=MIXED):
         fisher_trace(model, [x], layers=layers, likelihood=Second())
 
 

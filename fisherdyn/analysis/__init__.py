@@ -16,7 +16,7 @@ from __future__ import annotations
 from .compare import compare, order_effect, paired_difference
 from .correlations import correlation, partial_correlation
 from .curves import learning_curve, learning_curve_se, smooth, to_unit
-from .intervals import Interval, adjusted, mean_interval, over_seeds
+from .intervals import Interval, adjusted, mean_interval, over_seeds, trace_interval
 from .power import detectable, points_needed, power, seeds_needed
 from .results import by_schedule, groups, result, results, summarise, transfer
 from .schedule_correlation import (
@@ -53,6 +53,7 @@ __all__ = [
     "adjusted",
     "mean_interval",
     "over_seeds",
+    "trace_interval",
     "paired_difference",
     "compare",
     "order_effect",

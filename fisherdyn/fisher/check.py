@@ -1,20 +1,26 @@
-"""The check of a method against plain autograd: two examples of a batch, each run alone.
+"""The check of a method against plain autograd, and of a batch against its examples alone.
 
 Hooks read a per-example gradient off the rows of what modules see. That is wrong, without a sign of it, where a model mixes
-examples, orders their rows otherwise, or uses a weight outside its module's call. So two examples are run alone and
-differentiated in the weights themselves, and must have the norms that their rows were given.
+examples, orders their rows otherwise, or uses a weight outside its module's call. So
+
+- the logits of each example alone, of at most `MOST_ALONE` examples, must be those that it has in the batch: an exit that
+  the whole batch takes together, experts whose capacity the batch shares, or positions that are cut to the longest example
+  show there, and so does a model that draws random numbers;
+- two examples alone are differentiated in the weights themselves, and must have the norms that their rows were given;
+- pulling back must be linear in the cotangent: a backward hook that clips or rounds is not.
 
 When: in the first batch of a measurement ("first"), in every batch ("always"), or not at all ("never"). "first" also
-checks a later batch whose modules are called otherwise, and every batch where a module sees several rows an example, because
-the owner of a row can change. A layer is not compared where its gradient is zero, or drowned in the others' rounding.
-Input-dependent behaviour can go undetected.
+checks a later batch that has other keys, dimensions or types, or whose modules are called otherwise; where a module sees
+several rows an example, it compares two gradients in every batch, because the owner of a row can change. A layer is not
+compared where its gradient is zero, or drowned in the others' rounding. What happens only for the inputs of a later batch
+can go undetected.
 
-Cost: two plain forward and backward passes of one example each.
+Cost: a forward pass for each of up to 32 examples, one at a time; three forward and four backward passes of one example.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import torch
@@ -29,9 +35,14 @@ from .plain import PlainPass
 CheckName = Literal["first", "always", "never"]
 CHECKS = ("first", "always", "never")
 
+MOST_ALONE = 32
+"""Examples whose logits are compared; of a larger batch they are spread evenly over it."""
 
-Key = tuple[str, Hashable]
-"""A layer, and how its modules were called."""
+STEEPER = -4.0
+"""Times which a cotangent is pulled back to see whether that is linear. A power of two, small enough for half precision."""
+
+Key = tuple[Hashable, str, Hashable]
+"""The form of a batch, a layer, and how its modules were called."""
 
 
 def check_of_repeat(measurement: int) -> CheckName:
@@ -59,79 +70,150 @@ class PerExampleCheck:
         self.when, self.layers = when, layers
         self.compared: set[Key] = set()
         self._tried: set[frozenset[Key]] = set()  # sets of keys that were compared together, some of them in vain
+        self._forms: set[Hashable] = set()  # of batches whose logits were compared
 
     @property
     def compared_layers(self) -> tuple[str, ...]:
         """Layers that were compared at least once, bottom first."""
-        layers = {layer for layer, _ in self.compared}
+        layers = {layer for _, layer, _ in self.compared}
         return tuple(layer for layer in self.layers if layer in layers)
 
-    def is_due(self, forward: ForwardPass) -> bool:
+    def is_due(self, call: ModelCall, forward: ForwardPass) -> bool:
         """Whether this batch is to be compared."""
         if self.when != "first":
             return self.when == "always"
-        keys = frozenset(self._keys(forward))
+        keys = frozenset(self._keys(call, forward))
         return forward.folded or not (keys <= self.compared or keys in self._tried)
 
-    def compare(self, call: ModelCall, forward: ForwardPass, cotangent: Tensor, norms: Tensor) -> None:
-        """Compares rows of `norms` (examples, layers) with what their examples give alone: the largest, and a middle one.
+    def compare(self, call: ModelCall, forward: ForwardPass, cotangents: Sequence[Tensor], norms: Tensor) -> None:
+        """Compares a batch with its examples alone.
 
-        Neither the first nor the last: reversed or rotated rows keep one of those, or both, in their place.
+        Two rows of `norms` (cotangents, examples, layers) are compared, each for the cotangent that gave it most: the
+        largest, and the middle one. A reversed or rotated batch keeps its middle, its first or its last row in place, but
+        not the largest too, unless that is one of them.
 
         Raises:
-            ValueError: they differ; names the layers.
+            ValueError: they differ; names the layers, or says how the logits differ.
         """
-        middle = len(norms) // 2 + (len(norms) % 2 and len(norms) > 1)
-        unit, size = to_unit_size(cotangent)
+        unit, measured = _largest_cotangents(cotangents, norms)
         unit = unit.to(forward.logits.dtype)
-        unit_norms = norms / size.square()[:, None]
-        rows = {int(unit_norms.sum(dim=1).argmax()), middle}
-        compared = [self._compare_row(unit_norms[i], _norms_alone(call, i, unit[i : i + 1]), unit.dtype) for i in rows]
-        keys = self._keys(forward)
+        largest, middle = int(measured.sum(dim=1).argmax()), len(measured) // 2
+        form = _form(call)
+        if self.when == "always" or form not in self._forms:
+            _compare_logits(call, forward.logits)
+            self._require_linear(call.example(largest), unit[largest : largest + 1])
+            self._forms.add(form)
+        compared = [
+            self._compare_row(measured[i], _norms_alone(call, i, unit[i : i + 1]), unit.dtype)
+            for i in {largest, middle}
+        ]
+        keys = self._keys(call, forward)
         could_tell = torch.stack(compared).any(dim=0).tolist()
         self.compared |= {key for key, told in zip(keys, could_tell, strict=True) if told}
         if bool(norms.any()):  # else the next batch may say something
             self._tried.add(frozenset(keys))
 
-    def _keys(self, forward: ForwardPass) -> list[Key]:
-        return list(zip(self.layers, forward.signatures, strict=True))
+    def _keys(self, call: ModelCall, forward: ForwardPass) -> list[Key]:
+        form = _form(call)
+        return [(form, layer, signature) for layer, signature in zip(self.layers, forward.signatures, strict=True)]
 
     def _compare_row(self, measured: Tensor, truth: Tensor, dtype: torch.dtype) -> Tensor:
         """(layers,): whether a difference would have been seen."""
+        could_tell, wrong = self._differing(measured, truth, dtype)
+        if wrong:
+            raise ValueError(
+                f"layer(s) {', '.join(wrong)}: one example alone has another gradient than its rows in the batch give. "
+                "Either modules see something else than one example after the other, or the model mixes examples, or it "
+                "uses a weight outside its own module's call, as F.linear(x, layer.weight) does, or a rule of your own is "
+                f"wrong; {USE_VMAP}, which is right for all but mixed examples{_in_half_precision(dtype)}"
+            )
+        return could_tell
+
+    def _require_linear(self, alone: ModelCall, unit: Tensor) -> None:
+        forward = PlainPass(alone)
+        once = forward.squared_gradient(unit, last=False)
+        steeper = forward.squared_gradient(STEEPER * unit, last=True) / STEEPER**2
+        _, wrong = self._differing(steeper, once, unit.dtype)
+        if wrong:
+            raise ValueError(
+                f"layer(s) {', '.join(wrong)}: {-STEEPER:g} times the gradient at the logits does not give {-STEEPER:g} "
+                "times the gradient there, so it is not the derivative of the model's output. A backward hook "
+                "(register_hook, register_full_backward_hook) or a custom autograd function clips, rounds or normalises "
+                f"gradients: take it off for the measurement{_in_half_precision(unit.dtype)}"
+            )
+
+    def _differing(self, measured: Tensor, truth: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[str]]:
+        """(layers,) whether a difference would be seen, and the layers that differ."""
         # An example alone is rounded otherwise than in a batch, and where gradients cancel there is nothing but rounding.
         share = {torch.float64: 1e-3, torch.float32: 1e-2}.get(dtype, 0.1)
         eps = torch.finfo(dtype).eps
         rounding = min((1e3 * eps) ** 2, 1e-3) * truth.max() + min((100 * eps) ** 2, 1e-6)
-        off = (measured - truth).abs() > share * truth + rounding
-        if bool(off.any()):
-            wrong = [name for name, is_off in zip(self.layers, off.tolist(), strict=True) if is_off]
-            half = (
-                ""
-                if torch.finfo(dtype).bits >= 32
-                else (
-                    '. In half precision rounding alone may do it: measure in float32, or without the check (check="never")'
-                )
-            )
-            raise ValueError(
-                f"layer(s) {', '.join(wrong)}: one example alone has another gradient than its rows in the batch give. "
-                "Either modules see something else than one example after the other, or the model mixes examples, or it "
-                "uses a weight outside its own module's call, as F.linear(x, layer.weight) does; "
-                f"{USE_VMAP}, which is right for the first and the last{half}"
-            )
-        return share * truth > rounding
+        off = ((measured - truth).abs() > share * truth + rounding).tolist()
+        return share * truth > rounding, [name for name, is_off in zip(self.layers, off, strict=True) if is_off]
+
+
+def _in_half_precision(dtype: torch.dtype) -> str:
+    if torch.finfo(dtype).bits >= 32:
+        return ""
+    return '. In half precision rounding alone may do it: measure in float32, or without the check (check="never")'
+
+
+def _form(call: ModelCall) -> Hashable:
+    """What a model may branch on: which inputs there are, their dimensions and types, and values that are no tensors."""
+    inputs = (*enumerate(call.args), *sorted(call.kwargs.items()))
+    return tuple((name, x.ndim, x.dtype) if isinstance(x, Tensor) else (name, repr(x)) for name, x in inputs)
+
+
+def _largest_cotangents(cotangents: Sequence[Tensor], norms: Tensor) -> tuple[Tensor, Tensor]:
+    """For each example the cotangent that gave it most, at unit size, and its squared norms (examples, layers) at that."""
+    each = norms.sum(dim=2).argmax(dim=0)
+    unit, size = to_unit_size(torch.stack([cotangents[k][i] for i, k in enumerate(each.tolist())]))
+    return unit, norms[each, torch.arange(len(each), device=each.device)] / size.square()[:, None]
 
 
 def _norms_alone(call: ModelCall, i: int, cotangent: Tensor) -> Tensor:
     """(layers,): ||J_l^T c||^2 of example i, by plain autograd."""
-    before = _random_states(cotangent.device)
-    norms = PlainPass(call.example(i)).squared_gradients([cotangent])
-    if any(not torch.equal(x, y) for x, y in zip(before, _random_states(cotangent.device), strict=True)):
+    return PlainPass(call.example(i)).squared_gradient(cotangent, last=True)
+
+
+def _compare_logits(call: ModelCall, together: Tensor) -> None:
+    """Raises ValueError where an example alone has other logits than in its batch."""
+    together, most = together.detach(), min(call.examples, MOST_ALONE)
+    rows = torch.linspace(0, call.examples - 1, most).long().tolist()
+    apart = torch.stack([_distance(together[i : i + 1], _logits_alone(call, i)) for i in rows])
+    scale = torch.nan_to_num(together.abs(), posinf=0.0).amax()
+    off = ~(apart <= _rounding_of(together) * scale)
+    if not bool(off.any()):
+        return
+    row = rows[int(off.nonzero()[0])]
+    if _distance(_logits_alone(call, row), _logits_alone(call, row)) > 1e-5 * scale:
         raise ValueError(
-            "the model draws random numbers in evaluation mode (a dropout with training=True?): every reading would be "
-            "of another model"
+            "the model draws random numbers in evaluation mode (a dropout with training=True?): it gives other logits each "
+            "time, and every reading would be of another model"
         )
-    return norms[0, 0]
+    raise ValueError(
+        f"one example alone (number {row} of the batch) has other logits than in its batch: the model mixes examples, by "
+        "statistics, attention, experts or an early exit that a batch has in common, or by padding that counts, and then "
+        "there is no gradient of one example. Measure it in batches of one example, which have nothing to mix, or give all "
+        f"examples one length if it is the padding{_in_half_precision(together.dtype)}"
+    )
 
 
-def _random_states(device: torch.device) -> list[Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+def _logits_alone(call: ModelCall, i: int) -> Tensor:
+    with torch.no_grad():
+        return call.example(i).logits()
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    """The largest difference between two outputs; infinite where their shapes differ, 0 between equal infinities."""
+    if one.shape != other.shape:
+        return torch.full((), torch.inf, device=one.device)
+    return torch.where(one == other, 0.0, (one - other).abs()).amax().float()
+
+
+def _rounding_of(logits: Tensor) -> float:
+    """What share of the logits rounding may be: an example alone takes other kernels than a batch."""
+    half = logits.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(logits.device.type)
+    if half:
+        return 0.1
+    return 1e-2 if logits.is_cuda and logits.dtype == torch.float32 else 1e-3  # a GPU may multiply in TF32

@@ -46,22 +46,25 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def preserve_state(model: ModelIndex, loader: Iterable) -> Iterator[None]:
-    """Evaluation mode inside; afterwards modes, buffers, random states and the loader's generators are as they were.
+    """Evaluation mode inside; afterwards weights, modes, buffers, random states and the loader's generators are as before.
 
-    Weights, gradients and `requires_grad` are not touched by the estimators, so they need no restoring: gradients are
-    taken with `torch.autograd.grad`. Buffers are restored, because some modules write them (quantisation's observers) or
-    replace them (rotary frequencies that depend on the length) even in evaluation mode. torch's transformer layers must not
-    take their fused path, which calls none of their modules.
+    Gradients and `requires_grad` are not touched by the estimators: gradients are taken with `torch.autograd.grad`. Buffers
+    are restored, because some modules write them (quantisation's observers) or replace them (rotary frequencies that depend
+    on the length) even in evaluation mode; so are weights, which some modules merge for a call (`_Weights`). torch's
+    transformer layers must not take their fused path, which calls none of their modules.
+
+    Raises:
+        ValueError: the model wrote into weights of which there is no copy; names them.
     """
     modes = [(module, module.training) for module in model.modules]
     buffers = [(b, b.clone()) for module in model.modules for b in module._buffers.values() if b is not None]
-    attributes = _tensor_attributes(model.modules)
+    weights, attributes = _Weights(model), _attributes(model.modules)
     generators = [(generator, generator.get_state()) for generator in generators_of(loader)]
     python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(), torch.enable_grad():
-            _set_modes([(module, False) for module in model.modules])
+            _evaluate(model.modules)
             yield
     finally:
         _set_modes(modes)
@@ -76,9 +79,53 @@ def preserve_state(model: ModelIndex, loader: Iterable) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.backends.mha.set_fastpath_enabled(fused)
+        weights.put_back()
 
 
-def _tensor_attributes(modules: list[nn.Module]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+class _Weights:
+    """A model's parameters, to be put back to the bit.
+
+    Modules that merge weights for a call (peft's LoRA on nn.MultiheadAttention) put other tensors in their place, and leave
+    them there after an exception: for these it is enough to remember which tensors there were, which costs no memory. Only
+    a module with a train() of its own may write into them (loralib merges there): it is the only one whose parameters are
+    copied. Whatever else writes into a weight is told by the tensor's version.
+    """
+
+    def __init__(self, model: ModelIndex) -> None:
+        owners = [module for module in model.modules if module._parameters]
+        self._places = [(module, {**module._parameters}) for module in owners]
+        plain = [(name, p) for name, p in model.parameters.items() if type(p) is nn.Parameter]
+        self._memory = [(name, p, p.data, p._version) for name, p in plain if p.layout == torch.strided]
+        self._copies = {id(p): p.detach().clone() for m in owners if _has_own_train(m) for p in _own(m)}
+
+    def put_back(self) -> None:
+        for module, before in self._places:
+            if list(map(id, module._parameters.values())) != list(map(id, before.values())):
+                for name in before.keys() & vars(module).keys():
+                    del vars(module)[name]  # a tensor that took the parameter's name
+                module._parameters.clear()
+                module._parameters.update(before)
+        written = []
+        for name, parameter, data, version in self._memory:
+            if parameter.data_ptr() != data.data_ptr():
+                parameter.data = data
+            if (copy := self._copies.get(id(parameter))) is not None:
+                if not torch.equal(parameter, copy):
+                    parameter.detach().copy_(copy)
+            elif parameter._version != version:
+                written.append(name)
+        if written:
+            raise ValueError(
+                f"the model's own forward pass wrote into its weights {', '.join(written)}, so they are no longer what they "
+                "were: load them again, and have no module change its weights in evaluation mode"
+            )
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module._parameters.values() if parameter is not None]
+
+
+def _attributes(modules: list[nn.Module]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Each module's attribute dict, and what of it a call may replace: tensors that are no buffers, rotary frequencies."""
     kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for module in modules:
@@ -89,7 +136,16 @@ def _tensor_attributes(modules: list[nn.Module]) -> list[tuple[dict[str, Any], d
         if "max_seq_len_cached" in attributes:  # rotary frequencies, and the length that they are for
             kept.append((attributes, {"max_seq_len_cached": attributes["max_seq_len_cached"]}))
             kept.append((module._buffers, {**module._buffers}))
+        if _has_own_train(module):  # whether its weights are merged, and what it keeps in evaluation mode
+            kept.append((attributes, {**attributes}))
     return kept
+
+
+class _Forgetful(dict[Any, Any]):
+    """A cache that never has what is asked for: it is computed again, and so differentiated."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
 
 
 @cache
@@ -98,12 +154,33 @@ def _is_tensor_type(kind: type) -> bool:
     return issubclass(kind, Tensor)
 
 
+def _evaluate(modules: list[nn.Module]) -> None:
+    """Evaluation mode, in which every weight is still a part of what is computed.
+
+    A weight that holds merged ones hides them: loralib's modules merge in train(False) and take it back in train(True).
+    LeViT and its like keep biases that they computed from their weights.
+    """
+    own = [module for module in modules if _has_own_train(module)]
+    for module in own:
+        if not hasattr(module, "merged"):
+            _set_modes([(module, False)])
+        elif module.merged:
+            module.train(True)
+        if "attention_bias_cache" in vars(module):
+            vars(module)["attention_bias_cache"] = _Forgetful()
+    _set_flags([(module, False) for module in modules])
+
+
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     """Through train() where a class has its own (some merge weights there), and then flag by flag."""
     for module, training in modes:
         if module.training != training and _has_own_train(module):
             module.train(training)
-    for module, training in modes:  # train() sets those of the modules inside, too
+    _set_flags(modes)  # train() sets those of the modules inside, too
+
+
+def _set_flags(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
         vars(module)["training"] = training  # past nn.Module.__setattr__, which takes longer than the rest of this loop
 
 

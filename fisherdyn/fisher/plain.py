@@ -41,20 +41,23 @@ class PlainPass:
 
     def squared_gradients(self, cotangents: Sequence[Tensor]) -> Tensor:
         """||J_l^T c||^2 of the whole batch, for each cotangent: (cotangents, 1, layers)."""
-        rows = [self._squared_gradient(c, last=i + 1 == len(cotangents)) for i, c in enumerate(cotangents)]
+        rows = [self._scaled(c, last=i + 1 == len(cotangents)) for i, c in enumerate(cotangents)]
         return torch.stack(rows)[:, None]
 
-    def _squared_gradient(self, cotangent: Tensor, last: bool) -> Tensor:
+    def _scaled(self, cotangent: Tensor, last: bool) -> Tensor:
         # A power of two, so that small gradients have squares in any precision.
         exponent = torch.frexp(cotangent.abs().amax()).exponent
         size = torch.ldexp(torch.ones((), dtype=torch.float64, device=cotangent.device), exponent)
-        unit = torch.ldexp(cotangent, -exponent).to(self.logits)
+        return size.square() * self.squared_gradient(torch.ldexp(cotangent, -exponent).to(self.logits), last)
+
+    def squared_gradient(self, cotangent: Tensor, last: bool) -> Tensor:
+        """||J_l^T c||^2 of the whole batch for a cotangent of about unit size: (layers,); `last` lets the graph go."""
         weights = list(self.weights.values())
-        gradients = iter(torch.autograd.grad(self.logits, weights, unit, retain_graph=not last, allow_unused=True))
+        gradients = iter(torch.autograd.grad(self.logits, weights, cotangent, retain_graph=not last, allow_unused=True))
         norms = torch.zeros(len(self.call.layers), dtype=torch.float64, device=self.logits.device)
         for layer, names in enumerate(self.call.layers.values()):
             used = [g for g in (next(gradients) for _ in names) if g is not None]
-            norms[layer] = size.square() * sum(_square_sum(g) for g in used)
+            norms[layer] = sum(_square_sum(g) for g in used)
         return norms
 
 

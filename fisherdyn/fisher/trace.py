@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +23,7 @@ from .distributed import all_gather, rank, rank_generator
 from .methods import Method, find_method
 from .model_state import device_of, preserve_state, validate_model
 from .padding import NeutralPadding
-from .running_mean import BatchValues, RunningMean, across_ranks
+from .running_mean import BatchValues, RunningMean, across_ranks, skewness
 
 LabelName = Literal["exact", "rademacher", "mc", "empirical", "argmax"]
 MethodName = Literal["hooks", "vmap", "batch", "authors"]
@@ -41,7 +42,7 @@ class TraceOptions(TypedDict, total=False):
 
 
 FEWEST_TO_STOP_AT = 32
-"""Examples below which a standard error is too rough to stop by."""
+"""Rows (examples, or batches for the methods that see no single example) below which a standard error is too rough."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class FisherTrace:
         se: (layers,) its standard error: over examples, or over batches for the methods that see no single example.
         num_params: (layers,).
         trainable: (layers,) whether any of the layer's parameters has requires_grad.
-        values: (examples, layers), for paired comparisons of layers on the same examples; (batches, layers) for the
-            methods "batch" and "authors".
+        values: (examples, layers) in the loader's order, for paired comparisons of layers or models on the same examples;
+            in several processes, those of process 0, then of process 1, and so on. (batches, layers) for the methods
+            "batch" and "authors".
         examples: how many were measured.
         batches: how many were read.
         estimator: e.g. "hooks/rademacher".
@@ -76,6 +78,11 @@ class FisherTrace:
     likelihood: str
     imprecise: tuple[str, ...] = ()
     compared: tuple[str, ...] = ()
+
+    @property
+    def skewness(self) -> Tensor:
+        """(layers,) of the values: what an interval needs beside mean and standard error where tails are heavy."""
+        return skewness(self.values)
 
     def scores(self) -> dict[str, tuple[float, float]]:
         """Layer -> (tr(F), standard error), as `policies` want it."""
@@ -124,14 +131,17 @@ def fisher_trace(
         target_se: stop as soon as every layer's standard error is at most this share of its tr(F), such as 0.05; layers
             that do not get there are named in the result's `imprecise`.
         enough: stop as soon as it says so; asked after every pass with what there is: `.values`, `.examples`, `.batches`.
-        check: compare two examples with plain autograd in the "first" batch, "always" in every batch, or "never"; see
-            `fisher.check`. Only method="hooks" needs it.
+        check: compare a batch with its examples alone, and two of these with plain autograd, in the "first" batch, "always"
+            in every batch, or "never"; see `fisher.check`. Only method="hooks" needs it.
         generator: of label noise; default: a new one of seed 0, apart in every process.
         progress: show a bar, with the relative standard error of the worst layer.
 
     Returns:
         FisherTrace. Its standard error is over examples, whose values are taken as independent: it covers the variation over
-        inputs and label noise, not the choice of a loader that is not a random sample.
+        inputs and label noise, not the choice of a loader that is not a random sample. Stopping by `target_se` favours
+        samples that look precise: of 3,000 simulated measurements (gamma values of excess kurtosis 22, batches of 16), tr(F)
+        came out 0.3 to 0.4 % too large at targets of 0.2 and 0.1, the standard error 10 % and 3 % too small, and intervals
+        of two standard errors covered 91 and 94 %; at 0.05 neither error was beyond the simulation's own, and 95 % covered.
 
     Several processes (torch.distributed initialised): each brings batches of its own, and all get the same result, that of
     all batches. Give each generator another seed, or none.
@@ -171,7 +181,7 @@ def fisher_trace(
             bar.update(mean.batches - bar.n)
             if not hidden:
                 bar.set_postfix_str(_worst_error(measurement.layers, mean), refresh=False)
-            if target_se is not None and mean.examples >= FEWEST_TO_STOP_AT and mean.within(target_se).all():
+            if target_se is not None and mean.rows >= FEWEST_TO_STOP_AT and mean.within(target_se).all():
                 break
             if enough is not None and enough(mean):
                 break
@@ -211,7 +221,7 @@ class Measurement:
 
     def measure(self, group: list[Batch]) -> BatchValues:
         """A group of batches, in one pass where they go together."""
-        return BatchValues(self._rows(group).cpu(), sum(map(count_in, group)), len(group))
+        return BatchValues(self._rows(group).cpu(), sum(map(count_in, group)), len(group), rank())
 
     def _rows(self, group: list[Batch]) -> Tensor:
         if len(group) > 1:
@@ -257,8 +267,8 @@ class Measurement:
             likelihood = self.reader.validated(forward.logits, call.examples)
             cotangents = self.labels.cotangents(likelihood, forward.logits, self.generator, batch)
             norms = forward.squared_norms(cotangents, self.generator)
-        if self.check.is_due(forward):  # now that the graph is gone
-            self.check.compare(call, forward, cotangents[-1], norms[-1])
+        if self.check.is_due(call, forward):  # now that the graph is gone
+            self.check.compare(call, forward, cotangents, norms)
         return norms.sum(dim=0)
 
     def _call_of(self, batch: Batch) -> ModelCall:
@@ -289,6 +299,7 @@ def _summarize(measurement: Measurement, mean: RunningMean, target_se: float | N
             f"tr(F) is not finite in layer(s) {', '.join(bad)}: gradients overflow there; measure in bfloat16 or float32, "
             "or look at the inputs"
         )
+    _warn_of_zeros(names, values)
     trace, se = mean.mean_and_error()
     within = mean.within(target_se).tolist() if target_se is not None else [True] * len(names)
     parameters = [[measurement.model.get_parameter(name) for name in layer] for layer in measurement.layers.values()]
@@ -307,3 +318,13 @@ def _summarize(measurement: Measurement, mean: RunningMean, target_se: float | N
         imprecise=tuple(name for name, precise in zip(names, within, strict=True) if not precise),
         compared=measurement.check.compared_layers,
     )
+
+
+def _warn_of_zeros(names: tuple[str, ...], values: Tensor) -> None:
+    if zeros := [name for name, is_zero in zip(names, (values == 0).all(dim=0).tolist(), strict=True) if is_zero]:
+        warnings.warn(
+            f"layer(s) {', '.join(zeros)}: tr(F) is exactly 0 in every example. As the model is now, these weights have no "
+            "part in its logits: they meet a factor that is 0 (the other half of a fresh LoRA, a closed gate), or "
+            "evaluation mode reads a tensor that was made from them before (a cache, merged weights)",
+            stacklevel=4,
+        )

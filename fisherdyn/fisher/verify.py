@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ..layers import LayerChoice, resolve_layers
@@ -21,17 +22,19 @@ class Verification:
         layers: names, bottom first.
         expected, found: (layers,) tr(F) over the examples.
         tolerance: the largest relative difference that is put down to rounding.
+        rounding: and the largest absolute one: where gradients cancel to 0, there is nothing but rounding.
     """
 
     layers: tuple[str, ...]
     expected: Tensor
     found: Tensor
     tolerance: float
+    rounding: float
 
     @property
     def wrong(self) -> tuple[str, ...]:
         """Layers that the estimator gets wrong."""
-        off = (self.found - self.expected).abs() > self.tolerance * self.expected.abs()
+        off = (self.found - self.expected).abs() > self.tolerance * self.expected.abs() + self.rounding
         return tuple(layer for layer, is_off in zip(self.layers, off.tolist(), strict=True) if is_off)
 
     def __str__(self) -> str:
@@ -71,4 +74,6 @@ def verify(
     singles = [rows_of(few, range(i, i + 1)) for i in range(found.examples)]
     # With a single example the signed gradient of the batch is that example's gradient, whatever its sign.
     expected = fisher_trace(model, singles, layers=chosen, likelihood=likelihood, labels="exact", method="batch")
-    return Verification(found.layers, expected.trace, found.trace, tolerance)
+    eps = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
+    rounding = (1e3 * eps) ** 2 * float(expected.trace.max())
+    return Verification(found.layers, expected.trace, found.trace, tolerance, rounding)

@@ -24,7 +24,7 @@ BY_LAYER = (
     "empirical_trace",
     "empirical_trace_se",
 )
-BY_LOADER = ("fisher_trace", "fisher_trace_se")
+BY_LOADER = ("fisher_trace", "fisher_trace_se", "fisher_trace_skewness")
 BY_STEP = ("total_gradient_norm", *STANDARD)
 
 
