@@ -1,6 +1,6 @@
 """Small models in which an estimator could be silently wrong: how weights are read, and where the batch is.
 
-Each says what hooks and vmap must do: be right, or refuse with these words.
+Each says what hooks, loop and vmap must do: be right, or refuse with these words.
 """
 
 from __future__ import annotations
@@ -25,20 +25,25 @@ class Wiring:
     """A model and its batch.
 
     Attributes:
-        hooks, vmap: what the refusal says; None where the method is right.
+        hooks, loop, vmap: what the refusal says; None where the method is right.
+        slowly: what the warning of hooks says, where they are right by the loop alone.
     """
 
     make: Callable[[], tuple[nn.Module, Tensor]]
     hooks: str | None
+    loop: str | None
     vmap: str | None
+    slowly: str | None
 
 
 WIRINGS: dict[str, Wiring] = {}
 
 
-def wiring(hooks: str | None = None, vmap: str | None = None) -> Callable:
+def wiring(
+    hooks: str | None = None, loop: str | None = None, vmap: str | None = None, slowly: str | None = None
+) -> Callable:
     def add(make: Callable[[], tuple[nn.Module, Tensor]]) -> None:
-        WIRINGS[make.__name__] = Wiring(make, hooks, vmap)
+        WIRINGS[make.__name__] = Wiring(make, hooks, loop, vmap, slowly)
 
     return add
 
@@ -86,7 +91,7 @@ def transposed_decoder() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(F.linear(m.body(x).tanh(), m.body.weight.T))), x(*ROW)
 
 
-@wiring(hooks="not called in the forward pass: body")
+@wiring(slowly="body not called in the forward pass")
 def weight_read_only_elsewhere() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(F.linear(x, m.body.weight, m.body.bias).tanh())), x(*ROW)
 
@@ -124,7 +129,7 @@ class Returning(nn.Module):
         return self.how(x, x * self.scale)
 
 
-@wiring(hooks=".")
+@wiring(slowly="returns a SimpleNamespace")
 def output_in_an_object() -> tuple[nn.Module, Tensor]:
     body = Returning(lambda x, y: SimpleNamespace(hidden=y))
     return Wired(lambda m, x: m.head(m.body(x).hidden.tanh()), body=body, head=nn.Linear(6, 3)), x(*ROW)
@@ -338,12 +343,12 @@ def checkpointed() -> tuple[nn.Module, Tensor]:
     return _checkpointed(use_reentrant=False), x(*ROW)
 
 
-@wiring(hooks="checkpoint", vmap=UNMAPPED)
+@wiring(hooks="checkpoint", loop="checkpoint", vmap=UNMAPPED)
 def checkpointed_reentrant() -> tuple[nn.Module, Tensor]:
     return _checkpointed(use_reentrant=True), x(*ROW)
 
 
-@wiring(hooks="random", vmap="random")
+@wiring(hooks="random", loop="random", vmap="random")
 def dropout_in_eval() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(F.dropout(m.body(x), 0.5, training=True))), x(*ROW)
 
@@ -367,7 +372,7 @@ def folded_once() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*SEQUENCE)
 
 
-@wiring(hooks=ROWS)
+@wiring()
 def two_views_stacked() -> tuple[nn.Module, Tensor]:
     """All first views, then all second views."""
 
@@ -415,7 +420,7 @@ def generated_weight() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.Linear(2, 36), head=nn.Linear(6, 3)), x(*ROW)
 
 
-@wiring(hooks=".", vmap="mixes examples")
+@wiring(hooks=".", loop="mixes examples", vmap="mixes examples")
 def expert_chooses_tokens() -> tuple[nn.Module, Tensor]:
     """A mixture of experts, whose expert takes as many tokens as there are examples."""
 
@@ -428,7 +433,7 @@ def expert_chooses_tokens() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*SQUARE)
 
 
-@wiring(hooks=".", vmap=UNMAPPED)
+@wiring(vmap=UNMAPPED)
 def tokens_routed() -> tuple[nn.Module, Tensor]:
     """Each token goes to one of two experts, and each happens to get a multiple of four; the last example two of each."""
 
@@ -445,7 +450,7 @@ def tokens_routed() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.Linear(6, 6), other=nn.Linear(6, 6), head=nn.Linear(6, 3)), batch
 
 
-@wiring(hooks=".", vmap="mixes examples")
+@wiring(hooks=".", loop="mixes examples", vmap="mixes examples")
 def batch_statistics() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         h = m.body(x)
@@ -454,7 +459,7 @@ def batch_statistics() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*ROW)
 
 
-@wiring(hooks=".", vmap="mixes examples")
+@wiring(hooks=".", loop="mixes examples", vmap="mixes examples")
 def attention_between_examples() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         h = m.body(x)
@@ -484,7 +489,7 @@ def recurrent_with_a_state() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.LSTM(6, 5, num_layers=2, batch_first=True), head=nn.Linear(5, 3)), x(2, 4, 6)
 
 
-@wiring(hooks="reads a PackedSequence", vmap=UNMAPPED)
+@wiring(vmap=UNMAPPED, slowly="reads a PackedSequence")
 def recurrent_packed() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         lengths = 2 + (x[:, 0, 0] > 0).long()
@@ -542,7 +547,7 @@ def transformer_encoder_frozen() -> tuple[nn.Module, Tensor]:
     return _encoder(frozen=True, batch_first=True), x(*SEQUENCE)
 
 
-@wiring(hooks=ROWS)
+@wiring()
 def transformer_encoder_sequence_first() -> tuple[nn.Module, Tensor]:
     return _encoder(frozen=False), x(*SEQUENCE)
 
@@ -561,7 +566,7 @@ def embedding_bag() -> tuple[nn.Module, Tensor]:
     return nn.Sequential(nn.EmbeddingBag(9, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randint(9, (5, 7))
 
 
-@wiring(hooks="cannot be run with one example alone|another output for an example alone")
+@wiring(slowly="cannot be run with one example alone|another output for an example alone")
 def embedding_bag_with_offsets() -> tuple[nn.Module, Tensor]:
     model = Wired(
         lambda m, x: m.head(m.body(x.flatten(), torch.arange(0, x.numel(), x.shape[1]))),

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..layers import Layers
 from ..likelihoods import to_unit_size
 from .batches import ModelCall
-from .methods import USE_VMAP, ForwardPass
+from .methods import USE_LOOP, ForwardPass
 from .plain import PlainPass
 
 CheckName = Literal["first", "always", "never"]
@@ -116,7 +116,7 @@ class PerExampleCheck:
                 f"layer(s) {', '.join(wrong)}: one example alone has another gradient than its rows in the batch give. "
                 "Either modules see something else than one example after the other, or the model mixes examples, or it "
                 "uses a weight outside its own module's call, as F.linear(x, layer.weight) does; "
-                f"{USE_VMAP}, which is right for the first and the last{half}"
+                f"{USE_LOOP}, which is right for the first and the last{half}"
             )
         return share * truth > rounding
 

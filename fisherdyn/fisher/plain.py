@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from ..model_index import ModelIndex
 from .batches import ModelCall
@@ -25,6 +26,21 @@ def call_with_weights(
         place: weight for name, weight in weights.items() for *_, place in model.owners_of(model.get_parameter(name))
     }
     return torch.func.functional_call(model.model, places, args, dict(kwargs), tie_weights=False)
+
+
+def pull_back(
+    logits: Tensor, inputs: Sequence[Tensor | GradientEdge], cotangent: Tensor, retain: bool
+) -> tuple[Tensor | None, ...]:
+    """The gradients in `inputs`; None for those that the logits do not depend on."""
+    try:
+        return torch.autograd.grad(logits, inputs, cotangent, retain_graph=retain, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant=True" not in str(error):
+            raise
+        raise ValueError(
+            "gradient checkpointing with use_reentrant=True takes gradients by backward() alone: turn it off "
+            "(model.gradient_checkpointing_disable()) or set use_reentrant=False"
+        ) from error
 
 
 class PlainPass:
@@ -50,7 +66,7 @@ class PlainPass:
         size = torch.ldexp(torch.ones((), dtype=torch.float64, device=cotangent.device), exponent)
         unit = torch.ldexp(cotangent, -exponent).to(self.logits)
         weights = list(self.weights.values())
-        gradients = iter(torch.autograd.grad(self.logits, weights, unit, retain_graph=not last, allow_unused=True))
+        gradients = iter(pull_back(self.logits, weights, unit, retain=not last))
         norms = torch.zeros(len(self.call.layers), dtype=torch.float64, device=self.logits.device)
         for layer, names in enumerate(self.call.layers.values()):
             used = [g for g in (next(gradients) for _ in names) if g is not None]
@@ -60,4 +76,5 @@ class PlainPass:
 
 def _square_sum(g: Tensor) -> Tensor:
     """In float64, without a copy of g in it."""
+    g = g.coalesce().values() if g.is_sparse else g  # of an Embedding with sparse=True
     return torch.linalg.vector_norm(torch.view_as_real(g) if g.is_complex() else g, dtype=torch.float64).square()

@@ -23,7 +23,7 @@ from .model_state import device_of, preserve_state, validate_model
 from .running_mean import BatchValues, RunningMean, across_ranks
 
 LabelName = Literal["exact", "rademacher", "mc", "empirical", "argmax"]
-MethodName = Literal["hooks", "vmap", "batch", "authors"]
+MethodName = Literal["hooks", "loop", "vmap", "batch", "authors"]
 
 
 class TraceOptions(TypedDict, total=False):

@@ -1,0 +1,67 @@
+"""method="loop": squared gradient norms by plain autograd, one example at a time. The slowest way, and the surest.
+
+It sees tied weights, weights that are used outside their module's call, and examples wherever a module has them: the model
+has only to take a batch of one. Unbiased given the cotangents. Cost: a forward pass of the batch, and for each example a
+forward and (for each cotangent) a backward pass of its own, weight gradients included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .batches import ModelCall
+from .methods import Method, Signature
+from .plain import PlainPass
+
+MIXES = (
+    "gives other logits for an example alone than in a batch: it mixes examples (statistics of the batch, attention between "
+    "examples), and a gradient of one example does not exist; or it draws random numbers in evaluation mode"
+)
+
+
+class Loop(Method):
+    """Batches of one. `Hooks` goes on with it where a batch cannot be taken apart."""
+
+    name = "loop"
+    needs_check = False
+
+    @contextmanager
+    def forward(self, call: ModelCall) -> Iterator[LoopPass]:
+        with torch.no_grad():
+            logits = call.logits()
+        yield LoopPass(call, logits)
+
+
+class LoopPass:
+    """A pass for each example; the logits are those of the whole batch."""
+
+    folded = False
+
+    def __init__(self, call: ModelCall, logits: Tensor) -> None:
+        self.call, self.logits = call, logits
+        self.signatures: list[Signature] = [None] * len(call.layers)
+
+    def squared_norms(self, cotangents: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """As `methods.ForwardPass` has it; also compares each example's logits alone with those in the batch."""
+        rows, logits = [], []
+        for i in range(self.call.examples):
+            plain = PlainPass(self.call.example(i))
+            logits.append(plain.logits.detach())
+            rows.append(plain.squared_gradients([c[i : i + 1] for c in cotangents]))
+        self._validate(logits)
+        return torch.cat(rows, dim=1)
+
+    def _validate(self, alone: list[Tensor]) -> None:
+        same_shapes = {x.shape for x in alone} == {self.logits[:1].shape}
+        if not same_shapes or not same_up_to_rounding(self.logits, torch.cat(alone)):
+            raise ValueError(f"{type(self.call.model.model).__name__} {MIXES}")
+
+
+def same_up_to_rounding(together: Tensor, alone: Tensor) -> bool:
+    """Whether what an example gives in a batch is what it gives alone: rounding depends on the size of the batch."""
+    tolerance = 5e-2 if together.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    return bool((together - alone).abs().max() <= tolerance * together.abs().max())
