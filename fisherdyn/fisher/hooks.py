@@ -165,7 +165,9 @@ class CaptureSession:
         names = ", ".join(capture.name for capture in silent)
         if self._read_elsewhere(silent):
             raise NotSeparableError(f"{names} not called in the forward pass, which reads their weights without a call")
-        if mistaken := [capture.name for capture in silent if not self._has_routed_siblings(capture.name)]:
+        heard = {layer for capture in self.captures if capture.calls for layer in capture.layer_of.values()}
+        alone = [capture.name for capture in silent if not heard.issuperset(capture.layer_of.values())]
+        if mistaken := [name for name in alone if not self._has_routed_siblings(name)]:
             raise ValueError(f"not called in the forward pass: {', '.join(mistaken)}; {WITHOUT}, or activate it")
         self.order.idle |= {capture.name for capture in silent}
 
@@ -288,12 +290,16 @@ class CaptureSession:
         in_vain = [capture for capture in self.captures if capture.missing and not capture.received_any]
         for capture in in_part:  # some of its outputs do not reach the logits
             self._take_norms(capture)
-        if unused := [capture for capture in in_vain if not self._may_be_unused(capture)]:
-            raise ValueError(_unused(unused))
         for tied in self.tied:
             if tied.used:
                 with torch.no_grad(), torch.autocast(self.logits.device.type, enabled=False):
                     self._norms[tied.layer].append(tied.squared_norms())
+        reached = {layer for layer, norms in enumerate(self._norms) if norms}
+        ragged = [
+            capture for capture in in_vain if any(call.ragged for call in capture.calls)
+        ]  # their tokens were dropped
+        if unused := [c for c in in_vain if c not in ragged and not reached.issuperset(c.layer_of.values())]:
+            raise ValueError(_unused(unused))
         nothing = torch.zeros(self.examples, dtype=torch.float64, device=self.logits.device)
         return torch.stack([torch.stack([nothing, *norms]).sum(dim=0) for norms in self._norms], dim=1)
 
@@ -318,11 +324,6 @@ class CaptureSession:
         calls = [(capture, i) for capture in self.captures for i in capture.calls_of_several_rows(self.examples)]
         ragged = any(capture.calls[i].ragged for capture, i in calls)
         return calls if self.examples > 1 and (ragged or not self.order.sorted) else []
-
-    def _may_be_unused(self, capture: LayerCapture) -> bool:
-        """A weight that reaches the logits elsewhere, and an expert whose tokens were dropped."""
-        ragged = any(call.ragged for call in capture.calls)
-        return ragged or (bool(capture.tied) and all(tied.used for tied in capture.tied.values()))
 
     def _receive(
         self, capture: LayerCapture, call: int, output: int, shape: torch.Size | None, gradient: Tensor

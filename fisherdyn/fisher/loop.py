@@ -52,13 +52,18 @@ class LoopPass:
             plain = PlainPass(self.call.example(i))
             logits.append(plain.logits.detach())
             rows.append(plain.squared_gradients([c[i : i + 1] for c in cotangents]))
-        self._validate(logits)
+        if not same_logits(self.logits, logits, cotangents):
+            raise ValueError(f"{type(self.call.model.model).__name__} {MIXES}")
         return torch.cat(rows, dim=1)
 
-    def _validate(self, alone: list[Tensor]) -> None:
-        same_shapes = {x.shape for x in alone} == {self.logits[:1].shape}
-        if not same_shapes or not same_up_to_rounding(self.logits, torch.cat(alone)):
-            raise ValueError(f"{type(self.call.model.model).__name__} {MIXES}")
+
+def same_logits(together: Tensor, alone: Sequence[Tensor], cotangents: Sequence[Tensor]) -> bool:
+    """Whether the logits of the examples alone are those of the batch, where they count: padding may have any."""
+    if {x.shape for x in alone} != {together[:1].shape}:
+        return False
+    counts = torch.stack([c != 0 for c in cotangents]).any(dim=0).any(dim=-1, keepdim=True)
+    nothing = together.new_zeros(())
+    return same_up_to_rounding(*(torch.where(counts, x, nothing) for x in (together, torch.cat(list(alone)))))
 
 
 def same_up_to_rounding(together: Tensor, alone: Tensor) -> bool:

@@ -167,4 +167,7 @@ def _example_part(x: Tensor, alone: Tensor, i: int, examples: int) -> Tensor | N
     if x.shape == alone.shape and examples == 1:
         return x
     differing = [dim for dim in range(x.ndim) if x.ndim == alone.ndim and x.shape[dim] != alone.shape[dim]]
-    return x.narrow(differing[0], i, 1) if len(differing) == 1 and alone.shape[differing[0]] == 1 else None
+    if len(differing) != 1:
+        return None
+    dim, rows = differing[0], alone.shape[differing[0]]
+    return x.narrow(dim, i * rows, rows) if x.shape[dim] == rows * examples else None

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..likelihoods import to_unit_size
 from .batches import ModelCall
-from .loop import MIXES, same_up_to_rounding
+from .loop import MIXES, same_logits
 from .methods import USE_LOOP, Method, Signature
 from .plain import call_with_weights
 
@@ -60,7 +60,7 @@ class _MappedPass:
             # Some operations are mapped one example at a time: slower, and no less right.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             norms, alone = self._map(columns)
-        if not same_up_to_rounding(self.logits, alone):
+        if not same_logits(self.logits, alone.split(1), cotangents):
             raise ValueError(f"{self.kind} {MIXES}")
         return sizes.square()[..., None] * norms.transpose(0, 1)
 
