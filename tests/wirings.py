@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, rnn
 from torch.utils.checkpoint import checkpoint
 
-ROWS = "one example after the other"
+APART = "one example alone has another gradient"
+MIXES = "mixes examples"
 UNMAPPED = "torch.func cannot map"
 
 
@@ -26,7 +27,7 @@ class Wiring:
 
     Attributes:
         hooks, loop, vmap: what the refusal says; None where the method is right.
-        slowly: what the warning of hooks says, where they are right by the loop alone.
+        slowly: what the warning of hooks says, where they go on by the loop.
     """
 
     make: Callable[[], tuple[nn.Module, Tensor]]
@@ -75,17 +76,17 @@ def x(*shape: int) -> Tensor:
 # How a weight is read.
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def weight_read_elsewhere() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(F.linear(m.body(x).tanh(), m.body.weight))), x(*ROW)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def weight_in_a_scale() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(m.body(x).tanh()) / m.body.weight.norm()), x(*ROW)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def transposed_decoder() -> tuple[nn.Module, Tensor]:
     """An autoencoder with its own weight transposed."""
     return body_and_head(lambda m, x: m.head(F.linear(m.body(x).tanh(), m.body.weight.T))), x(*ROW)
@@ -96,7 +97,7 @@ def weight_read_only_elsewhere() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(F.linear(x, m.body.weight, m.body.bias).tanh())), x(*ROW)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def forward_called_directly() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(m.body.forward(x).tanh() + m.body(x))), x(*ROW)
 
@@ -113,7 +114,7 @@ class Caching(nn.Module):
         return x.tanh() * self.scale
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def output_read_from_the_module() -> tuple[nn.Module, Tensor]:
     return Wired(lambda m, x: m.head(m.body(x) + m.body.kept), body=Caching(), head=nn.Linear(6, 3)), x(*ROW)
 
@@ -356,7 +357,7 @@ def dropout_in_eval() -> tuple[nn.Module, Tensor]:
 # Where the batch is.
 
 
-@wiring(hooks=ROWS)
+@wiring(slowly=APART)
 def sequence_first_by_coincidence() -> tuple[nn.Module, Tensor]:
     """Once sequence first, once batch first, with as many positions as examples."""
     return body_and_head(lambda m, x: m.head(m.body(m.body(x.mT.mT.transpose(0, 1)).transpose(0, 1)).mean(1))), x(
@@ -383,7 +384,7 @@ def two_views_stacked() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*ROW)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def rows_sorted() -> tuple[nn.Module, Tensor]:
     """As for packing: a row's gradient is another example's."""
 
@@ -394,12 +395,12 @@ def rows_sorted() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*ROW)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def batch_in_the_second_dimension() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(m.body(x[None]).tanh()[0])), x(*ROW)
 
 
-@wiring(hooks=ROWS)
+@wiring(slowly=APART)
 def same_for_all_examples() -> tuple[nn.Module, Tensor]:
     """Relative positions: as many rows as examples, and all of them everybody's."""
 
@@ -410,7 +411,7 @@ def same_for_all_examples() -> tuple[nn.Module, Tensor]:
     return Wired(wire, positions=nn.Embedding(7, 1), head=nn.Linear(6, 3)), x(*SQUARE)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def generated_weight() -> tuple[nn.Module, Tensor]:
     """A hypernetwork: one row that becomes everybody's weight."""
 
@@ -420,7 +421,7 @@ def generated_weight() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.Linear(2, 36), head=nn.Linear(6, 3)), x(*ROW)
 
 
-@wiring(hooks=".", loop="mixes examples", vmap="mixes examples")
+@wiring(hooks=MIXES, loop=MIXES, vmap=MIXES, slowly=APART)
 def expert_chooses_tokens() -> tuple[nn.Module, Tensor]:
     """A mixture of experts, whose expert takes as many tokens as there are examples."""
 
@@ -450,7 +451,7 @@ def tokens_routed() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.Linear(6, 6), other=nn.Linear(6, 6), head=nn.Linear(6, 3)), batch
 
 
-@wiring(hooks=".", loop="mixes examples", vmap="mixes examples")
+@wiring(hooks=MIXES, loop=MIXES, vmap=MIXES, slowly=APART)
 def batch_statistics() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         h = m.body(x)
@@ -459,7 +460,7 @@ def batch_statistics() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*ROW)
 
 
-@wiring(hooks=".", loop="mixes examples", vmap="mixes examples")
+@wiring(hooks=MIXES, loop=MIXES, vmap=MIXES, slowly=APART)
 def attention_between_examples() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         h = m.body(x)

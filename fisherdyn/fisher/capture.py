@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,8 +156,14 @@ class LayerCapture:
 
     def calls_of_several_rows(self, examples: int) -> list[int]:
         """Numbers of the calls with several rows an example: to whom they belong can change from batch to batch."""
-        calls = self.calls if self.rule is not None else []
-        return [i for i, call in enumerate(calls) if call.ragged or any(len(x) != examples for x in call.tensors)]
+        return [i for i, call in self._ruled_calls() if call.ragged or any(len(x) != examples for x in call.tensors)]
+
+    def calls_without_a_batch(self) -> list[int]:
+        """Numbers of the calls with one number a row: a feature of each example, or positions that all examples share."""
+        return [i for i, call in self._ruled_calls() if call.tensors[0].ndim == 1]
+
+    def _ruled_calls(self) -> Iterable[tuple[int, ModuleCall]]:
+        return enumerate(self.calls) if self.rule is not None else ()
 
 
 def capture_layers(model: ModelIndex, layers: Layers) -> tuple[list[LayerCapture], list[TiedWeight]]:
@@ -186,10 +192,10 @@ def capture_layers(model: ModelIndex, layers: Layers) -> tuple[list[LayerCapture
         LayerCapture(name, model.places[name], numbers, tied_of.get(name, {})) for name, numbers in layer_of.items()
     ]
     for capture in captures:
-        for short, weight in capture.tied.items():
+        for short in capture.tied:
             if not Use.known(capture.module, capture.rule):
                 kind = type(capture.module).__name__
-                raise NotSeparableError(f"weight {weight.name!r} is also read by {capture.name!r}, a {kind} ({short})")
+                raise NotSeparableError(f"module {capture.name!r} ({kind}) reads {short!r}, as other modules do")
     return captures, tied
 
 
@@ -200,9 +206,11 @@ def _readers(model: ModelIndex, name: str) -> dict[str, str]:
     prediction head has the decoder's bias. `check` finds the one that reads it itself.
     """
     found: dict[str, str] = {}
-    for *_, place in model.owners_of(model.get_parameter(name)):
+    for owner, own, place in model.owners_of(model.get_parameter(name)):
         reader, short = reading_module(model.places, place)
         found.setdefault(reader, short)
+        if f"{reader}.{own}".lstrip(".") != place:  # the owner only holds it, perhaps for several
+            found |= dict(reading_module(model.places, f"{other}.{own}") for other in model.names_of(owner))
     holders = {
         reader
         for reader in found

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..layers import Layers
 from ..likelihoods import to_unit_size
 from .batches import ModelCall
-from .methods import USE_LOOP, ForwardPass
+from .methods import USE_LOOP, DisagreementError, ForwardPass
 from .plain import PlainPass
 
 CheckName = Literal["first", "always", "never"]
@@ -79,7 +79,7 @@ class PerExampleCheck:
         Neither the first nor the last: reversed or rotated rows keep one of those, or both, in their place.
 
         Raises:
-            ValueError: they differ; names the layers.
+            DisagreementError: they differ; names the layers.
         """
         middle = len(norms) // 2 + (len(norms) % 2 and len(norms) > 1)
         unit, size = to_unit_size(cotangent)
@@ -112,7 +112,7 @@ class PerExampleCheck:
                     '. In half precision rounding alone may do it: measure in float32, or without the check (check="never")'
                 )
             )
-            raise ValueError(
+            raise DisagreementError(
                 f"layer(s) {', '.join(wrong)}: one example alone has another gradient than its rows in the batch give. "
                 "Either modules see something else than one example after the other, or the model mixes examples, or it "
                 "uses a weight outside its own module's call, as F.linear(x, layer.weight) does; "

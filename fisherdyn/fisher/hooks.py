@@ -16,7 +16,7 @@ through the activations, and the rules. Hooks cannot see mixed examples, or a we
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -33,7 +33,7 @@ from ..model_index import ModelIndex
 from .batches import ModelCall
 from .capture import WITHOUT, LayerCapture, ModuleCall, capture_layers, expand_shared_row
 from .loop import LoopPass
-from .methods import Method, NotSeparableError, Signature
+from .methods import DisagreementError, Method, NotSeparableError, Signature
 from .plain import PlainPass, pull_back
 from .rows import RowOrder, tags
 from .tied import TiedWeight
@@ -47,55 +47,37 @@ class Hooks(Method):
     def prepare(self, model: ModelIndex, layers: Layers) -> None:
         self._captures: list[LayerCapture] = []
         self._tied: list[TiedWeight] = []
-        self._order, self._loops = RowOrder(), False
+        self._order, self._loop, self._batches = RowOrder(), False, 0
         try:
             self._captures, self._tied = capture_layers(model, layers)
         except NotSeparableError as error:
-            self._go_on_by_loop(error)
+            self.falls_back(error)
 
-    @contextmanager
-    def forward(self, call: ModelCall) -> Iterator[HooksPass | LoopPass]:
-        session = CaptureSession(call, self._captures, self._tied, self._order)
-        try:
-            if not self._loops:
-                try:
-                    session.run()
-                except NotSeparableError as error:
-                    self._go_on_by_loop(error)
-            if self._loops:
-                session.remove_hooks()
-                with torch.no_grad():
-                    session.logits = call.logits()
-            yield LoopPass(call, session.logits) if self._loops else HooksPass(session, self._go_on_by_loop)
-        finally:
-            session.remove_hooks()
-
-    def _go_on_by_loop(self, why: NotSeparableError) -> None:
-        self._loops = True
+    def falls_back(self, error: NotSeparableError) -> bool:
+        """To the loop, with a warning; not where batches before have been measured in a way that turns out to be wrong."""
+        if isinstance(error, DisagreementError) and self._batches > 1:
+            return False
+        self._loop = True
         warnings.warn(
-            f"{why}: hooks cannot take a batch apart there. The measurement goes on by plain autograd, one example at a "
+            f"{error}: hooks cannot take the batch apart there. The measurement goes on by plain autograd, one example at a "
             'time (as method="loop" does from the start). That is right, and costs a forward and a backward pass for every '
             "example; without that module's layer in layers= it stays fast",
             stacklevel=2,
         )
+        return True
 
-
-class HooksPass:
-    """A forward pass with hooks; what turns out on the way back not to be separable is measured by a loop."""
-
-    def __init__(self, session: CaptureSession, go_on_by_loop: Callable[[NotSeparableError], None]) -> None:
-        self._session, self._go_on_by_loop = session, go_on_by_loop
-        self.logits, self.signatures, self.folded = session.logits, session.signatures, session.folded
-
-    def squared_norms(self, cotangents: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        """As `methods.ForwardPass` has it."""
+    @contextmanager
+    def forward(self, call: ModelCall) -> Iterator[CaptureSession | LoopPass]:
+        self._batches += 1
+        if self._loop:
+            yield LoopPass(call)
+            return
+        session = CaptureSession(call, self._captures, self._tied, self._order)
         try:
-            return self._session.squared_norms(cotangents)
-        except NotSeparableError as error:
-            self._go_on_by_loop(error)
-        call, logits = self._session.call, self.logits.detach()
-        self._session.remove_hooks()
-        return LoopPass(call, logits).squared_norms(cotangents, generator)
+            session.run()
+            yield session
+        finally:
+            session.remove_hooks()
 
 
 # One batch
@@ -254,8 +236,8 @@ class CaptureSession:
 
     # ---- backward
 
-    def squared_norms(self, cotangents: Sequence[Tensor]) -> Tensor:
-        """(cotangents, examples, layers); each cotangent is scaled to unit size and its norm scaled back."""
+    def squared_norms(self, cotangents: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """As `methods.ForwardPass` has it; each cotangent is scaled to unit size and its norm scaled back."""
         self.lowest = self._find_lowest()
         norms = []
         for i, cotangent in enumerate(cotangents):
@@ -320,10 +302,11 @@ class CaptureSession:
         return tags(self.examples, self.logits.dtype, self.logits.device)
 
     def _calls_to_look_up(self) -> list[tuple[LayerCapture, int]]:
-        """Calls with several rows an example, unless those of the batches before were one example after the other."""
-        calls = [(capture, i) for capture in self.captures for i in capture.calls_of_several_rows(self.examples)]
-        ragged = any(capture.calls[i].ragged for capture, i in calls)
-        return calls if self.examples > 1 and (ragged or not self.order.sorted) else []
+        """Calls whose rows may be anybody's, unless those of the batches before were one example after the other."""
+        several = [(capture, i) for capture in self.captures for i in capture.calls_of_several_rows(self.examples)]
+        doubtful = several + [(capture, i) for capture in self.captures for i in capture.calls_without_a_batch()]
+        ragged = any(capture.calls[i].ragged for capture, i in several)
+        return doubtful if self.examples > 1 and (ragged or not self.order.sorted) else []
 
     def _receive(
         self, capture: LayerCapture, call: int, output: int, shape: torch.Size | None, gradient: Tensor

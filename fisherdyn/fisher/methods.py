@@ -22,7 +22,11 @@ USE_LOOP = 'measure it with method="loop"'
 
 
 class NotSeparableError(ValueError):
-    """Hooks cannot take a batch's gradients apart by example. Plain autograd, one example at a time, can."""
+    """A batch's gradients cannot be taken apart by example. Plain autograd, one example at a time, may do it."""
+
+
+class DisagreementError(NotSeparableError):
+    """They seemed to be, and plain autograd says otherwise."""
 
 
 Signature = Hashable
@@ -71,6 +75,10 @@ class Method:
 
     def prepare(self, model: ModelIndex, layers: Layers) -> None:
         """Called once a measurement, before any batch. By default, nothing needs preparing."""
+
+    def falls_back(self, error: NotSeparableError) -> bool:
+        """Whether the method goes on in another way, so that the batch can be measured again. By default, it does not."""
+        return False
 
     def forward(self, call: ModelCall) -> AbstractContextManager[ForwardPass]:
         """Runs the model; what it holds on to is let go at the end of the `with`."""

@@ -18,7 +18,7 @@ from ..model_index import ModelIndex
 from .batches import Batch, ModelCall, Rebatcher, batches_of, count_in, inputs_of, rows_of
 from .check import CheckName, PerExampleCheck
 from .distributed import all_gather, rank, rank_generator
-from .methods import Method, find_method
+from .methods import Method, NotSeparableError, find_method
 from .model_state import device_of, preserve_state, validate_model
 from .running_mean import BatchValues, RunningMean, across_ranks
 
@@ -246,6 +246,18 @@ class Measurement:
         return None
 
     def _rows_of_batch(self, batch: Batch) -> Tensor:
+        """Once more, with the same label noise, where the method found another way for batches like this one."""
+        state = self.generator.get_state()
+        try:
+            return self._measure_batch(batch)
+        except NotSeparableError as error:
+            if not self.method.falls_back(error):
+                raise
+        self.generator.set_state(state)
+        self.check = PerExampleCheck("never", self.layers)
+        return self._measure_batch(batch)
+
+    def _measure_batch(self, batch: Batch) -> Tensor:
         """Take a batch, run the model, draw cotangents, take per-example norms: (examples, layers)."""
         batch = self.rebatcher.trim(batch)
         call = ModelCall(self.model, self.layers, self.reader, *inputs_of(batch, self.device))
