@@ -224,8 +224,6 @@ OF_THE_MODEL = [
         "not called in the forward pass: spare; pass layers= without it: .*find_layers.*or activate it",
     ),
     (lambda: trace(InPlaceResidual()), "'body': its input is changed in place.*layers= without it"),
-    (lambda: trace(SequenceFirst(), SQUARE), "body: one example alone has another gradient .*loop"),
-    (lambda: trace(BarePositions(), SQUARE), "positions: one example alone has another gradient .*loop"),
 ]
 
 
@@ -258,20 +256,19 @@ def test_train_mode_is_measured_in_evaluation_mode_and_restored():
     np.testing.assert_array_equal(probe(model.eval(), [X], labels="exact")["fisher_trace"], found["fisher_trace"])
 
 
-@pytest.mark.parametrize("method", ["loop", "vmap"])
-def test_others_measure_what_hooks_refuse(method):
+@pytest.mark.parametrize(
+    ("make", "x", "why"),
+    [
+        (BarePositions, SQUARE, "'positions' has rows that are several examples' at once"),
+        (BarePositions, SQUARE[:3], "'positions' has rows that are several examples' at once"),
+        (SequenceFirst, SQUARE, "body: one example alone has another gradient"),
+    ],
+)
+def test_goes_on_by_the_loop_where_hooks_cannot(make, x, why):
     torch.manual_seed(0)
-    for model in (BarePositions(), SequenceFirst()):
-        truth = per_example_trace(model, SQUARE, resolve_layers(model))
-        found = fisher_trace(model, [SQUARE], labels="exact", method=method)
-        torch.testing.assert_close(found.values, truth, rtol=1e-4, atol=1e-12)
-
-
-def test_goes_on_by_the_loop_where_hooks_cannot():
-    torch.manual_seed(0)
-    model, x = BarePositions(), SQUARE[:3]
+    model = make()
     truth = per_example_trace(model, x, resolve_layers(model))
-    with pytest.warns(UserWarning, match=r"'positions' has rows.*one example at a time.*method=.loop") as warned:
+    with pytest.warns(UserWarning, match=rf"{why}.*one example at a time.*method=.loop") as warned:
         found = fisher_trace(model, [x, x], labels="exact")
     assert len(warned) == 1
     torch.testing.assert_close(found.values, truth.repeat(2, 1), rtol=1e-4, atol=1e-12)
