@@ -158,9 +158,13 @@ class LayerCapture:
         """Numbers of the calls with several rows an example: to whom they belong can change from batch to batch."""
         return [i for i, call in self._ruled_calls() if call.ragged or any(len(x) != examples for x in call.tensors)]
 
-    def calls_without_a_batch(self) -> list[int]:
-        """Numbers of the calls with one number a row: a feature of each example, or positions that all examples share."""
-        return [i for i, call in self._ruled_calls() if call.tensors[0].ndim == 1]
+    def doubtful_calls(self, all_rows: bool) -> list[int]:
+        """Numbers of the calls with one number a row (positions, perhaps, that all share); `all_rows`: or one vector."""
+        return [
+            i
+            for i, call in self._ruled_calls()
+            if call.tensors[0].ndim == 1 or (all_rows and call.tensors[0].ndim == 2)
+        ]
 
     def _ruled_calls(self) -> Iterable[tuple[int, ModuleCall]]:
         return enumerate(self.calls) if self.rule is not None else ()

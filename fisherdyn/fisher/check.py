@@ -24,7 +24,7 @@ from ..layers import Layers
 from ..likelihoods import to_unit_size
 from .batches import ModelCall
 from .methods import USE_LOOP, DisagreementError, ForwardPass
-from .plain import PlainPass
+from .plain import run_alone
 
 CheckName = Literal["first", "always", "never"]
 CHECKS = ("first", "always", "never")
@@ -124,7 +124,7 @@ class PerExampleCheck:
 def _norms_alone(call: ModelCall, i: int, cotangent: Tensor) -> Tensor:
     """(layers,): ||J_l^T c||^2 of example i, by plain autograd."""
     before = _random_states(cotangent.device)
-    norms = PlainPass(call.example(i)).squared_gradients([cotangent])
+    norms = run_alone(call, i).squared_gradients([cotangent])
     if any(not torch.equal(x, y) for x, y in zip(before, _random_states(cotangent.device), strict=True)):
         raise ValueError(
             "the model draws random numbers in evaluation mode (a dropout with training=True?): every reading would be "

@@ -302,11 +302,17 @@ class CaptureSession:
         return tags(self.examples, self.logits.dtype, self.logits.device)
 
     def _calls_to_look_up(self) -> list[tuple[LayerCapture, int]]:
-        """Calls whose rows may be anybody's, unless those of the batches before were one example after the other."""
+        """Calls whose rows may be anybody's, unless those of the batches before were one example after the other.
+
+        Where rows are routed, a module may see as many of them as there are examples, by chance.
+        """
         several = [(capture, i) for capture in self.captures for i in capture.calls_of_several_rows(self.examples)]
-        doubtful = several + [(capture, i) for capture in self.captures for i in capture.calls_without_a_batch()]
-        ragged = any(capture.calls[i].ragged for capture, i in several)
-        return doubtful if self.examples > 1 and (ragged or not self.order.sorted) else []
+        self.order.ragged |= {capture.name for capture, i in several if capture.calls[i].ragged}
+        if self.examples == 1 or (self.order.sorted and not self.order.ragged):
+            return []
+        routed = [(c, i) for c in self.captures if c.name in self.order.ragged for i in range(len(c.calls))]
+        doubtful = [(c, i) for c in self.captures for i in c.doubtful_calls(all_rows=bool(several or routed))]
+        return list(dict.fromkeys(several + routed + doubtful))
 
     def _receive(
         self, capture: LayerCapture, call: int, output: int, shape: torch.Size | None, gradient: Tensor

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .batches import ModelCall
 from .methods import Method, Signature
-from .plain import PlainPass
+from .plain import run_alone
 
 MIXES = (
     "gives other logits for an example alone than in a batch: it mixes examples (statistics of the batch, attention between "
@@ -49,7 +49,7 @@ class LoopPass:
         """As `methods.ForwardPass` has it; also compares each example's logits alone with those in the batch."""
         rows, logits = [], []
         for i in range(self.call.examples):
-            plain = PlainPass(self.call.example(i))
+            plain = run_alone(self.call, i)
             logits.append(plain.logits.detach())
             rows.append(plain.squared_gradients([c[i : i + 1] for c in cotangents]))
         if not same_logits(self.logits, logits, cotangents):

@@ -74,6 +74,24 @@ class PlainPass:
         return norms
 
 
+def run_alone(call: ModelCall, i: int) -> PlainPass:
+    """Example i of a batch that has been run.
+
+    Raises:
+        ValueError: the model does not take it alone.
+    """
+    try:
+        return PlainPass(call.example(i))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        first_line = f"{error}".partition("\n")[0][:120]
+        raise ValueError(
+            f"{type(call.model.model).__name__} does not take an example alone ({first_line}). Examples must be "
+            "independent: the nodes of one graph are not, so make the graph the example, with a batch dimension of its own"
+        ) from error
+
+
 def _square_sum(g: Tensor) -> Tensor:
     """In float64, without a copy of g in it."""
     g = g.coalesce().values() if g.is_sparse else g  # of an Embedding with sparse=True

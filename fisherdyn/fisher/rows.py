@@ -27,11 +27,13 @@ class RowOrder:
     Attributes:
         expands: whether a row that all examples share may become one an example: not once a model did not go on with those.
         sorted: whether several rows an example are one example after the other; None before any were seen.
+        ragged: modules that once saw another number of rows than there were examples, or a multiple of it.
         idle: modules without a call whose weights nobody else reads either.
     """
 
     expands: bool = True
     sorted: bool | None = None
+    ragged: set[str] = field(default_factory=set)
     idle: set[str] = field(default_factory=set)
 
 
