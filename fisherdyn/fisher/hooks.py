@@ -258,8 +258,10 @@ class CaptureSession:
 
     def _pull_back(self, cotangent: Tensor, last: bool) -> Tensor:
         """One backward pass, from the logits to the lowest outputs: (examples, layers)."""
-        for owner in (*self.captures, *self.tied):
-            owner.begin_backward()
+        for capture in self.captures:
+            capture.begin_backward()
+        for tied in self.tied:
+            tied.begin_backward()
         self._norms = [[] for _ in self.call.layers]
         self._last = last
         self._tag(cotangent)
@@ -291,7 +293,7 @@ class CaptureSession:
         if not calls:
             return
         factors = self._factors.to(cotangent.dtype).reshape(-1, *(1,) * (cotangent.ndim - 1))
-        edges = [capture.edges[i][0] for capture, i in calls]
+        edges = [edge for capture, i in calls if (edge := capture.edges[i][0]) is not None]
         found = pull_back(self.logits, edges, cotangent * factors, retain=True)
         for (capture, i), tagged in zip(calls, found, strict=True):
             if tagged is not None:

@@ -29,7 +29,7 @@ def call_with_weights(
 
 
 def pull_back(
-    logits: Tensor, inputs: Sequence[Tensor | GradientEdge], cotangent: Tensor, retain: bool
+    logits: Tensor, inputs: Sequence[Tensor] | Sequence[GradientEdge], cotangent: Tensor, retain: bool
 ) -> tuple[Tensor | None, ...]:
     """The gradients in `inputs`; None for those that the logits do not depend on."""
     try:
