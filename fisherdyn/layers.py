@@ -18,6 +18,11 @@ _ADAPTER = re.compile(r"\.(?:adapters|loras|lora_\w+)\.([^.]+)(?:\.|$)")
 """An adapter's parameter: adapters' bottlenecks and LoRA (adapters.NAME., loras.NAME.), peft's (lora_A.NAME.)."""
 _BLOCK = re.compile(r"\.(\d+)(?=\.|$)")
 
+_OUTSIDE = re.compile(r"(prompt_encoder|prompt_tunings|prefix_tunings)\.")
+"""What is registered in any place, and belongs to no block."""
+_SHARE = 0.25
+"""Share of the largest stack's parameters from which another is one too: encoder and decoder, not a few small modules."""
+
 _HEAD = re.compile(r"(^|[._])(head|classif\w*|lm_head|score|qa_outputs|pooler|fc|output)([._]|$)")
 """Names that are above the stack wherever the model registers them: the order of registration need not be that of calls."""
 
@@ -34,7 +39,7 @@ def resolve_layers(model: nn.Module | ModelIndex, choice: LayerChoice = None) ->
         ValueError: nothing is left, a parameter is unknown or in two layers; the message lists what there is.
     """
     model = _indexed(model)
-    names = list(model.parameters)
+    names = _differentiable(model)
     if choice is None:
         layers = find_layers(model)
     elif isinstance(choice, str):
@@ -54,7 +59,7 @@ def resolve_layers(model: nn.Module | ModelIndex, choice: LayerChoice = None) ->
             f"layers={choice!r}: expected a dict of layer -> tuple of parameter names, a regular expression with a group, "
             "or a function of a parameter's name"
         )
-    return _checked(layers, names)
+    return _checked(layers, model)
 
 
 def _group(names: list[str], layer_of: Callable[[str], str | None]) -> Layers:
@@ -65,13 +70,21 @@ def _group(names: list[str], layer_of: Callable[[str], str | None]) -> Layers:
     return {layer: tuple(parameters) for layer, parameters in layers.items()}
 
 
-def _checked(layers: Layers, names: list[str]) -> Layers:
-    known = set(names)
+def _differentiable(model: ModelIndex) -> list[str]:
+    """Names of the parameters that can have a gradient: not the integers of a quantised module."""
+    return [name for name, p in model.parameters.items() if p.is_floating_point() or p.is_complex()]
+
+
+def _checked(layers: Layers, model: ModelIndex) -> Layers:
+    names, known = list(model.parameters), set(_differentiable(model))
     seen: dict[str, str] = {}
     for layer, parameters in layers.items():
         if not parameters:
             raise ValueError(f"layer {layer!r} has no parameters")
         for name in parameters:
+            if name in model.parameters and name not in known:
+                kind = model.parameters[name].dtype
+                raise ValueError(f"layer {layer!r}: parameter {name!r} is {kind}, which has no gradient: leave it out")
             if name not in known:
                 raise ValueError(f"layer {layer!r}: the model has no parameter {name!r}; it has {_some(names)}")
             if name in seen:
@@ -89,18 +102,24 @@ def _some(names: list[str], most: int = 6) -> str:
 def find_layers(model: nn.Module | ModelIndex) -> Layers:
     """Adapters by block where there is a trainable one; else the largest repeated stack, what precedes and follows it.
 
-    Adapters are bottlenecks and LoRA of the adapters library and LoRA of peft. A model with neither is split into its
-    modules that own parameters.
+    Adapters are bottlenecks and LoRA of the adapters library and LoRA of peft. Of a model with anything else of these two
+    (prefixes, prompts, IA3, trained norms, a trained head, ...), the layers are what is trained of it. Encoder and decoder
+    are two stacks. A model without a stack is split into its modules that own parameters.
     """
     model = _indexed(model)
-    trainable = {name for name, p in model.parameters.items() if p.requires_grad}
+    names = [
+        name for name in _differentiable(model) if ".original_module." not in name
+    ]  # peft's copy, which is not called
+    trainable = [name for name in names if model.parameters[name].requires_grad]
     adapters = {m.group(1) for name in trainable if (m := _ADAPTER.search(name))}
     if adapters:
         return adapter_layers(model, *sorted(adapters))
-    stack = _largest_stack(model)
-    if stack is not None:
-        return _stack_layers(model, stack)
-    return _group(list(model.parameters), lambda name: name.rpartition(".")[0] or name)
+    if trainable and (hasattr(model.model, "peft_config") or hasattr(model.model, "adapters_config")):
+        names = trainable
+    stacks = _stacks(model)
+    if stacks:
+        return _stack_layers(names, list(model.parameters), stacks)
+    return _group(names, lambda name: name.rpartition(".")[0] or name)
 
 
 def _indexed(model: nn.Module | ModelIndex) -> ModelIndex:
@@ -132,27 +151,46 @@ def adapter_layers(model: nn.Module | ModelIndex, *adapters: str) -> Layers:
     return _group(sorted(matches, key=height), layer)
 
 
-def _largest_stack(model: ModelIndex) -> str | None:
-    """The ModuleList of at least two blocks of one class that holds most parameters."""
+def _stacks(model: ModelIndex) -> list[str]:
+    """The ModuleLists of at least two blocks of one kind that hold most parameters; none inside of another.
+
+    A kind is a name: the adapters library makes a class for each block.
+    """
     size = {
         name: sum(p.numel() for p in module.parameters())
         for name, module in model.places.items()
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(block) for block in module}) == 1
+        if isinstance(module, nn.ModuleList)
+        and len(module) > 1
+        and len({type(block).__name__ for block in module}) == 1
     }
-    return max(size, key=size.__getitem__) if size and max(size.values()) > 0 else None
+    largest = max(size.values(), default=0)
+    found = [name for name, parameters in size.items() if largest and parameters >= _SHARE * largest]
+    outermost = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    top = max((size[name] for name in outermost), default=0)
+    return [name for name in outermost if size[name] >= _SHARE * top]
 
 
-def _stack_layers(model: ModelIndex, stack: str) -> Layers:
-    inside = re.compile(re.escape(stack) + r"\.(\d+)\.")
-    names = list(model.parameters)
-    last = max(i for i, name in enumerate(names) if inside.match(name))
+def _stack_layers(names: list[str], every: list[str], stacks: list[str]) -> Layers:
+    """One layer a block, between "embeddings" and "head".
 
-    def part(i: int, name: str) -> str:
-        m = inside.match(name)
-        return m.group(1) if m else ("head" if i > last or _HEAD.search(name) else "embeddings")
+    What lies between two stacks has the name of the module around the lower one.
+    """
+    inside = re.compile(f"({'|'.join(map(re.escape, stacks))})" + r"\.(\d+)\.")
+    place = {name: i for i, name in enumerate(every)}
+    blocks = {name: m for name in every if (m := inside.match(name))}
+    last = {stack: max(place[name] for name, m in blocks.items() if m.group(1) == stack) for stack in stacks}
 
-    where = {name: part(i, name) for i, name in enumerate(names)}
-    below = [name for name in names if where[name] == "embeddings"]
-    return _group(
-        [*below, *(name for name in names if name not in below and where[name] != "head")], where.__getitem__
-    ) | (_group([name for name in names if where[name] == "head"], where.__getitem__))
+    def layer(name: str) -> str:
+        if m := _OUTSIDE.search(name):
+            return m.group(1)
+        if name in blocks:
+            m = blocks[name]
+            return m.group(2) if len(stacks) == 1 else m.group(0).rstrip(".")
+        below = [stack for stack in stacks if last[stack] < place[name]]
+        if len(below) == len(stacks) or _HEAD.search(name):
+            return "head"
+        return below[-1].rpartition(".")[0] if below and "embed" not in name else "embeddings"
+
+    layers = _group(names, layer)
+    ends = {"embeddings": -1, "head": 1}
+    return dict(sorted(layers.items(), key=lambda item: ends.get(item[0], 0)))

@@ -25,6 +25,7 @@ class ModelIndex:
         self.modules: list[nn.Module] = []
         self.parameters: dict[str, nn.Parameter] = {}
         self._owners: dict[int, list[tuple[nn.Module, str, str]]] = {}
+        self._names: dict[int, list[str]] = {}
         self._walk()
 
     def _walk(self) -> None:
@@ -34,6 +35,7 @@ class ModelIndex:
         while stack:
             name, prefix, module = stack.pop()
             self.places[name] = module
+            self._names.setdefault(id(module), []).append(name)
             if id(module) not in indexed:
                 indexed.add(id(module))
                 self.modules.append(module)
@@ -57,6 +59,10 @@ class ModelIndex:
     def owners_of(self, parameter: nn.Parameter) -> list[tuple[nn.Module, str, str]]:
         """(module, name in the module, full name) for each module that holds the parameter; tied weights have several."""
         return self._owners[id(parameter)]
+
+    def names_of(self, module: nn.Module) -> list[str]:
+        """Every name at which a module is registered."""
+        return self._names[id(module)]
 
     def get_parameter(self, name: str) -> nn.Parameter:
         """The parameter at any of its names."""

@@ -48,7 +48,7 @@ class Scoring:
 
     Attributes:
         labels: "rademacher", "exact", "mc" or, biased, "argmax"; None: those of the record. Or a `LabelMode` of your own.
-        method: "hooks", "vmap" or, biased, "authors". Or a `Method` of your own.
+        method: "hooks", "loop", "vmap" or, biased, "authors". Or a `Method` of your own.
         batches: read at most this many.
         error_rate: the chance that a layer is called the best which is not, and, on average, that stopping early changes
             the choice; 0 reads all batches and calls every choice a tie, as none is certain.
@@ -189,8 +189,8 @@ def fun(
 
     Args:
         labels: of tr(F): "rademacher", "exact" or "mc"; None: those of the record.
-        method: "hooks" or "vmap". With labels="argmax", "authors" is the selection rule of the paper's code: the squared
-            gradient of each batch's mean loss over the batch's size, always of 41 batches.
+        method: "hooks", "loop" or "vmap". With labels="argmax", "authors" is the selection rule of the paper's code: the
+            squared gradient of each batch's mean loss over the batch's size, always of 41 batches.
         batches: read at most this many (40 as in the paper; 41 in its code, whose test is `step > 39`); as a rule far fewer
             are read: see `selection.choose`.
         error_rate: see `selection.choose`; 0 always reads all batches.
@@ -201,8 +201,8 @@ def fun(
     """
     if labels is not None and labels not in LABELS:
         raise ValueError(f"unknown labels={labels!r} of FUN: choose one of {', '.join(LABELS)}")
-    if method not in ("hooks", "vmap", "authors"):
-        raise ValueError(f'unknown method={method!r} of FUN: choose "hooks", "vmap" or "authors"')
+    if method not in ("hooks", "loop", "vmap", "authors"):
+        raise ValueError(f'unknown method={method!r} of FUN: choose "hooks", "loop", "vmap" or "authors"')
     if (method == "authors") != (labels == "argmax"):
         raise ValueError(
             'expected labels="argmax" and method="authors" together (the authors\' rule) or neither, got '

@@ -222,20 +222,11 @@ OF_THE_MODEL = [
     (lambda: trace(MIXING), "'1' .BatchNorm1d. has no running statistics"),
     (lambda: trace(nn.Embedding(3, 2, max_norm=1.0), torch.tensor([1, 2])), "max_norm"),
     (lambda: trace(nn.Embedding(3, 2, scale_grad_by_freq=True), torch.tensor([1, 2])), "scale_grad_by_freq"),
-    (lambda: trace(Tied()), "used as a.weight and b.weight.*vmap"),
     (
         lambda: trace(Uncalled()),
         "not called in the forward pass: spare; pass layers= without it: .*find_layers.*or activate it",
     ),
-    (lambda: trace(InPlaceResidual()), "'body': its input is changed in place"),
-    (
-        lambda: trace(SequenceFirst(), torch.randn(5, 4, 3)),
-        "'body' sees .4, 5, 3. for a batch of 5 examples, .*vmap",
-    ),
-    (lambda: trace(SequenceFirst(), SQUARE), "body: one example alone has another gradient .*vmap"),
-    (lambda: trace(BatchLast(), SQUARE), "body: one example alone has another gradient .*vmap"),
-    (lambda: trace(BarePositions(), SQUARE), "positions: one example alone has another gradient .*vmap"),
-    (lambda: trace(BarePositions(), SQUARE[:3]), "'positions' sees .4,. for a batch of 3 examples.*vmap"),
+    (lambda: trace(InPlaceResidual()), "'body': its input is changed in place.*layers= without it"),
 ]
 
 
@@ -268,12 +259,29 @@ def test_train_mode_is_measured_in_evaluation_mode_and_restored():
     np.testing.assert_array_equal(probe(model.eval(), [X], labels="exact")["fisher_trace"], found["fisher_trace"])
 
 
-def test_vmap_measures_what_hooks_refuse():
+@pytest.mark.parametrize(
+    ("make", "x", "why"),
+    [
+        (BarePositions, SQUARE, "'positions' has rows that are several examples' at once"),
+        (BarePositions, SQUARE[:3], "'positions' has rows that are several examples' at once"),
+        (SequenceFirst, SQUARE, "body: one example alone has another gradient"),
+    ],
+)
+def test_goes_on_by_the_loop_where_hooks_cannot(make, x, why):
     torch.manual_seed(0)
-    refused = ((Tied(), X), (BarePositions(), SQUARE), (SequenceFirst(), SQUARE), (BatchLast(), SQUARE))
-    for model, x in refused:
+    model = make()
+    truth = per_example_trace(model, x, resolve_layers(model))
+    with pytest.warns(UserWarning, match=rf"{why}.*one example at a time.*method=.loop") as warned:
+        found = fisher_trace(model, [x, x], labels="exact")
+    assert len(warned) == 1
+    torch.testing.assert_close(found.values, truth.repeat(2, 1), rtol=1e-4, atol=1e-12)
+
+
+def test_tied_weights_and_rows_in_another_order_are_measured():
+    torch.manual_seed(0)
+    for model, x in ((Tied(), X), (SequenceFirst(), torch.randn(5, 4, 3)), (BatchLast(), SQUARE)):
         truth = per_example_trace(model, x, resolve_layers(model))
-        found = fisher_trace(model, [x], labels="exact", method="vmap")
+        found = fisher_trace(model, [x], labels="exact")
         torch.testing.assert_close(found.values, truth, rtol=1e-4, atol=1e-12)
 
 

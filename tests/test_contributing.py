@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from fisherdyn import analysis
+from fisherdyn.fisher.methods import Method
 from fisherdyn.fisher.plain import PlainPass
 from fisherdyn.fisher.rules import RULES, Rule, elementwise
 from fisherdyn.labels import LabelMode
@@ -99,23 +100,17 @@ class TwoDraws(LabelMode):
             yield likelihood.sampled_score(f, generator, batch) / 2**0.5
 
 
-class Loop:
-    name, per_example, needs_check = "loop", True, False
+class OneByOne(Method):
+    name, needs_check = "one-by-one", False
     batches = 0
-
-    def validate_labels(self, labels):
-        pass
-
-    def prepare(self, model, layers):
-        pass
 
     @contextmanager
     def forward(self, call):
-        Loop.batches += 1
-        yield LoopPass(call)
+        OneByOne.batches += 1
+        yield OneByOnePass(call)
 
 
-class LoopPass:
+class OneByOnePass:
     folded = False
 
     def __init__(self, call):
@@ -132,7 +127,7 @@ def largest(context):
     return (max(context.frozen, key=lambda layer: context.scores[layer][0]),)
 
 
-mine = Policy("mine", lambda layers: layers[-1:], largest, Scoring(TwoDraws(), Loop(), batches=9), label="my own")
+mine = Policy("mine", lambda layers: layers[-1:], largest, Scoring(TwoDraws(), OneByOne(), batches=9), label="my own")
 
 
 def share_of_the_head(ds):
@@ -174,8 +169,8 @@ def test_an_extension_of_each_kind_needs_no_edit_of_the_project(tmp_path):
         "task = extensions.Task(); model = task.build_model(0)\n"
         "exact = dict(layers=task.layers(model), labels='exact')\n"
         "hooks = fisherdyn.fisher_trace(model, task.probe_loader(), **exact)\n"
-        "loop = fisherdyn.fisher_trace(model, task.probe_loader(), method=extensions.Loop(), **exact)\n"
-        "assert extensions.calls and extensions.Loop.batches\n"
+        "loop = fisherdyn.fisher_trace(model, task.probe_loader(), method=extensions.OneByOne(), **exact)\n"
+        "assert extensions.calls and extensions.OneByOne.batches\n"
         "torch.testing.assert_close(hooks.values, loop.values, rtol=1e-4, atol=1e-9)\n"
         "two = fisherdyn.fisher_trace(model, task.probe_loader(), labels=extensions.TwoDraws())\n"
         "assert two.estimator == 'hooks/two-draws'\n"

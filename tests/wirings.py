@@ -1,6 +1,6 @@
 """Small models in which an estimator could be silently wrong: how weights are read, and where the batch is.
 
-Each says what hooks and vmap must do: be right, or refuse with these words.
+Each says what hooks, loop and vmap must do: be right, or refuse with these words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, rnn
 from torch.utils.checkpoint import checkpoint
 
-ROWS = "one example after the other"
+APART = "one example alone has another gradient"
+MIXES = "mixes examples"
 UNMAPPED = "torch.func cannot map"
 
 
@@ -25,20 +26,25 @@ class Wiring:
     """A model and its batch.
 
     Attributes:
-        hooks, vmap: what the refusal says; None where the method is right.
+        hooks, loop, vmap: what the refusal says; None where the method is right.
+        slowly: what the warning of hooks says, where they go on by the loop.
     """
 
     make: Callable[[], tuple[nn.Module, Tensor]]
     hooks: str | None
+    loop: str | None
     vmap: str | None
+    slowly: str | None
 
 
 WIRINGS: dict[str, Wiring] = {}
 
 
-def wiring(hooks: str | None = None, vmap: str | None = None) -> Callable:
+def wiring(
+    hooks: str | None = None, loop: str | None = None, vmap: str | None = None, slowly: str | None = None
+) -> Callable:
     def add(make: Callable[[], tuple[nn.Module, Tensor]]) -> None:
-        WIRINGS[make.__name__] = Wiring(make, hooks, vmap)
+        WIRINGS[make.__name__] = Wiring(make, hooks, loop, vmap, slowly)
 
     return add
 
@@ -70,28 +76,28 @@ def x(*shape: int) -> Tensor:
 # How a weight is read.
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def weight_read_elsewhere() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(F.linear(m.body(x).tanh(), m.body.weight))), x(*ROW)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def weight_in_a_scale() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(m.body(x).tanh()) / m.body.weight.norm()), x(*ROW)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def transposed_decoder() -> tuple[nn.Module, Tensor]:
     """An autoencoder with its own weight transposed."""
     return body_and_head(lambda m, x: m.head(F.linear(m.body(x).tanh(), m.body.weight.T))), x(*ROW)
 
 
-@wiring(hooks="not called in the forward pass: body")
+@wiring(slowly="body not called in the forward pass")
 def weight_read_only_elsewhere() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(F.linear(x, m.body.weight, m.body.bias).tanh())), x(*ROW)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def forward_called_directly() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(m.body.forward(x).tanh() + m.body(x))), x(*ROW)
 
@@ -108,7 +114,7 @@ class Caching(nn.Module):
         return x.tanh() * self.scale
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def output_read_from_the_module() -> tuple[nn.Module, Tensor]:
     return Wired(lambda m, x: m.head(m.body(x) + m.body.kept), body=Caching(), head=nn.Linear(6, 3)), x(*ROW)
 
@@ -124,7 +130,7 @@ class Returning(nn.Module):
         return self.how(x, x * self.scale)
 
 
-@wiring(hooks=".")
+@wiring(slowly="returns a SimpleNamespace")
 def output_in_an_object() -> tuple[nn.Module, Tensor]:
     body = Returning(lambda x, y: SimpleNamespace(hidden=y))
     return Wired(lambda m, x: m.head(m.body(x).hidden.tanh()), body=body, head=nn.Linear(6, 3)), x(*ROW)
@@ -338,12 +344,12 @@ def checkpointed() -> tuple[nn.Module, Tensor]:
     return _checkpointed(use_reentrant=False), x(*ROW)
 
 
-@wiring(hooks="checkpoint", vmap=UNMAPPED)
+@wiring(hooks="checkpoint", loop="checkpoint", vmap=UNMAPPED)
 def checkpointed_reentrant() -> tuple[nn.Module, Tensor]:
     return _checkpointed(use_reentrant=True), x(*ROW)
 
 
-@wiring(hooks="random", vmap="random")
+@wiring(hooks="random", loop="random", vmap="random")
 def dropout_in_eval() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(F.dropout(m.body(x), 0.5, training=True))), x(*ROW)
 
@@ -351,7 +357,7 @@ def dropout_in_eval() -> tuple[nn.Module, Tensor]:
 # Where the batch is.
 
 
-@wiring(hooks=ROWS)
+@wiring(slowly=APART)
 def sequence_first_by_coincidence() -> tuple[nn.Module, Tensor]:
     """Once sequence first, once batch first, with as many positions as examples."""
     return body_and_head(lambda m, x: m.head(m.body(m.body(x.mT.mT.transpose(0, 1)).transpose(0, 1)).mean(1))), x(
@@ -367,7 +373,7 @@ def folded_once() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*SEQUENCE)
 
 
-@wiring(hooks=ROWS)
+@wiring()
 def two_views_stacked() -> tuple[nn.Module, Tensor]:
     """All first views, then all second views."""
 
@@ -378,7 +384,7 @@ def two_views_stacked() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*ROW)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def rows_sorted() -> tuple[nn.Module, Tensor]:
     """As for packing: a row's gradient is another example's."""
 
@@ -389,12 +395,12 @@ def rows_sorted() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*ROW)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def batch_in_the_second_dimension() -> tuple[nn.Module, Tensor]:
     return body_and_head(lambda m, x: m.head(m.body(x[None]).tanh()[0])), x(*ROW)
 
 
-@wiring(hooks=ROWS)
+@wiring(slowly=APART)
 def same_for_all_examples() -> tuple[nn.Module, Tensor]:
     """Relative positions: as many rows as examples, and all of them everybody's."""
 
@@ -405,7 +411,7 @@ def same_for_all_examples() -> tuple[nn.Module, Tensor]:
     return Wired(wire, positions=nn.Embedding(7, 1), head=nn.Linear(6, 3)), x(*SQUARE)
 
 
-@wiring(hooks=".")
+@wiring(slowly=APART)
 def generated_weight() -> tuple[nn.Module, Tensor]:
     """A hypernetwork: one row that becomes everybody's weight."""
 
@@ -415,7 +421,7 @@ def generated_weight() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.Linear(2, 36), head=nn.Linear(6, 3)), x(*ROW)
 
 
-@wiring(hooks=".", vmap="mixes examples")
+@wiring(hooks=MIXES, loop=MIXES, vmap=MIXES, slowly=APART)
 def expert_chooses_tokens() -> tuple[nn.Module, Tensor]:
     """A mixture of experts, whose expert takes as many tokens as there are examples."""
 
@@ -428,7 +434,7 @@ def expert_chooses_tokens() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*SQUARE)
 
 
-@wiring(hooks=".", vmap=UNMAPPED)
+@wiring(vmap=UNMAPPED)
 def tokens_routed() -> tuple[nn.Module, Tensor]:
     """Each token goes to one of two experts, and each happens to get a multiple of four; the last example two of each."""
 
@@ -445,7 +451,7 @@ def tokens_routed() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.Linear(6, 6), other=nn.Linear(6, 6), head=nn.Linear(6, 3)), batch
 
 
-@wiring(hooks=".", vmap="mixes examples")
+@wiring(hooks=MIXES, loop=MIXES, vmap=MIXES, slowly=APART)
 def batch_statistics() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         h = m.body(x)
@@ -454,7 +460,7 @@ def batch_statistics() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*ROW)
 
 
-@wiring(hooks=".", vmap="mixes examples")
+@wiring(hooks=MIXES, loop=MIXES, vmap=MIXES, slowly=APART)
 def attention_between_examples() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         h = m.body(x)
@@ -484,7 +490,7 @@ def recurrent_with_a_state() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.LSTM(6, 5, num_layers=2, batch_first=True), head=nn.Linear(5, 3)), x(2, 4, 6)
 
 
-@wiring(hooks="reads a PackedSequence", vmap=UNMAPPED)
+@wiring(vmap=UNMAPPED, slowly="reads a PackedSequence")
 def recurrent_packed() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         lengths = 2 + (x[:, 0, 0] > 0).long()
@@ -542,7 +548,7 @@ def transformer_encoder_frozen() -> tuple[nn.Module, Tensor]:
     return _encoder(frozen=True, batch_first=True), x(*SEQUENCE)
 
 
-@wiring(hooks=ROWS)
+@wiring()
 def transformer_encoder_sequence_first() -> tuple[nn.Module, Tensor]:
     return _encoder(frozen=False), x(*SEQUENCE)
 
@@ -561,7 +567,7 @@ def embedding_bag() -> tuple[nn.Module, Tensor]:
     return nn.Sequential(nn.EmbeddingBag(9, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randint(9, (5, 7))
 
 
-@wiring(hooks="cannot be run with one example alone|another output for an example alone")
+@wiring(slowly="cannot be run with one example alone|another output for an example alone")
 def embedding_bag_with_offsets() -> tuple[nn.Module, Tensor]:
     model = Wired(
         lambda m, x: m.head(m.body(x.flatten(), torch.arange(0, x.numel(), x.shape[1]))),

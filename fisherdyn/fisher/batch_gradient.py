@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from ..labels import LABELS, LabelMode, random_signs
-from ..layers import Layers
-from ..model_index import ModelIndex
 from .batches import ModelCall
+from .methods import Method
 from .plain import PlainPass
 
 
-class SignedGradient:
+class SignedGradient(Method):
     """method="batch": ||sum_i e_i g_i||^2 / B, one number a batch. Unbiased given the cotangents.
 
     Cost: a plain forward and backward pass, weight gradients included.
@@ -30,18 +29,12 @@ class SignedGradient:
     per_example = False
     needs_check = False
 
-    def validate_labels(self, labels: LabelMode) -> None:
-        """Takes any."""
-
-    def prepare(self, model: ModelIndex, layers: Layers) -> None:
-        """Needs nothing."""
-
     @contextmanager
     def forward(self, call: ModelCall) -> Iterator[_SignedPass]:
         yield _SignedPass(call)
 
 
-class AuthorsGradient:
+class AuthorsGradient(Method):
     """method="authors": ||grad of the batch's mean loss||^2 / B, as the paper's code has it. For comparison only.
 
     Biased: for labels="mc" its mean is tr(F) / B^2, and for the model's mode it is no Fisher information at all.
@@ -58,9 +51,6 @@ class AuthorsGradient:
                 'method="authors" is the gradient of a loss, which has one label an example: choose labels="argmax" '
                 f"(theirs), or one of {choices}, not {labels.name!r}"
             )
-
-    def prepare(self, model: ModelIndex, layers: Layers) -> None:
-        """Needs nothing."""
 
     @contextmanager
     def forward(self, call: ModelCall) -> Iterator[_MeanLossPass]:

@@ -29,8 +29,8 @@ from torch import Tensor
 from ..layers import Layers
 from ..likelihoods import to_unit_size
 from .batches import ModelCall
-from .methods import USE_VMAP, ForwardPass
-from .plain import PlainPass
+from .methods import USE_LOOP, DisagreementError, ForwardPass
+from .plain import PlainPass, one_example_alone, run_alone
 
 CheckName = Literal["first", "always", "never"]
 CHECKS = ("first", "always", "never")
@@ -93,7 +93,8 @@ class PerExampleCheck:
         not the largest too, unless that is one of them.
 
         Raises:
-            ValueError: they differ; names the layers, or says how the logits differ.
+            ValueError: the logits differ, or the model draws random numbers.
+            DisagreementError: gradients differ; names the layers.
         """
         unit, measured = _largest_cotangents(cotangents, norms)
         unit = unit.to(forward.logits.dtype)
@@ -101,7 +102,7 @@ class PerExampleCheck:
         form = _form(call)
         if self.when == "always" or form not in self._forms:
             _compare_logits(call, forward.logits)
-            self._require_linear(call.example(largest), unit[largest : largest + 1])
+            self._require_linear(run_alone(call, largest), unit[largest : largest + 1])
             self._forms.add(form)
         compared = [
             self._compare_row(measured[i], _norms_alone(call, i, unit[i : i + 1]), unit.dtype)
@@ -121,18 +122,17 @@ class PerExampleCheck:
         """(layers,): whether a difference would have been seen."""
         could_tell, wrong = self._differing(measured, truth, dtype)
         if wrong:
-            raise ValueError(
+            raise DisagreementError(
                 f"layer(s) {', '.join(wrong)}: one example alone has another gradient than its rows in the batch give. "
                 "Either modules see something else than one example after the other, or the model mixes examples, or it "
                 "uses a weight outside its own module's call, as F.linear(x, layer.weight) does, or a rule of your own is "
-                f"wrong; {USE_VMAP}, which is right for all but mixed examples{_in_half_precision(dtype)}"
+                f"wrong; {USE_LOOP}, which is right for all but mixed examples{_in_half_precision(dtype)}"
             )
         return could_tell
 
-    def _require_linear(self, alone: ModelCall, unit: Tensor) -> None:
-        forward = PlainPass(alone)
-        once = forward.squared_gradient(unit, last=False)
-        steeper = forward.squared_gradient(STEEPER * unit, last=True) / STEEPER**2
+    def _require_linear(self, alone: PlainPass, unit: Tensor) -> None:
+        once = alone.squared_gradient(unit, last=False)
+        steeper = alone.squared_gradient(STEEPER * unit, last=True) / STEEPER**2
         _, wrong = self._differing(steeper, once, unit.dtype)
         if wrong:
             raise ValueError(
@@ -173,7 +173,7 @@ def _largest_cotangents(cotangents: Sequence[Tensor], norms: Tensor) -> tuple[Te
 
 def _norms_alone(call: ModelCall, i: int, cotangent: Tensor) -> Tensor:
     """(layers,): ||J_l^T c||^2 of example i, by plain autograd."""
-    return PlainPass(call.example(i)).squared_gradient(cotangent, last=True)
+    return run_alone(call, i).squared_gradient(cotangent, last=True)
 
 
 def _compare_logits(call: ModelCall, together: Tensor) -> None:
@@ -200,7 +200,7 @@ def _compare_logits(call: ModelCall, together: Tensor) -> None:
 
 
 def _logits_alone(call: ModelCall, i: int) -> Tensor:
-    with torch.no_grad():
+    with torch.no_grad(), one_example_alone(call):
         return call.example(i).logits()
 
 

@@ -3,201 +3,81 @@
 A hook on each module that owns a measured parameter keeps the module's input and listens at its output. The gradient is
 then taken with respect to the lowest of those outputs only, so that the backward pass stops there. As it passes an output, a
 short rule (`rules`) turns input and output gradient into the squared norm and lets both go. A module that has no rule is run
-again, one example at a time (`replay`). Frozen parameters are measured like any other: `requires_grad` is neither needed
-nor touched.
+again, one example at a time (`replay`). Gradients of a weight that several modules read add first (`tied`). Where rows are
+not one example after the other, a second backward pass tells whose they are (`rows`). Frozen parameters are measured like
+any other: `requires_grad` is neither needed nor touched.
 
 Unbiased given the cotangents; no variance of its own. Cost: one forward pass, and for each cotangent one backward pass
 through the activations, and the rules. Hooks cannot see mixed examples, or a weight that is used outside its module's call:
-`check` finds them. Where a row is the same for all examples and the model cannot go on with one an example, the batch is
-measured example by example.
+`check` finds them. Where a batch cannot be taken apart, a warning says so, and the measurement goes on example by example
+(`loop`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
-from ..labels import LabelMode
 from ..layers import Layers
 from ..likelihoods import to_unit_size
 from ..model_index import ModelIndex
 from .batches import ModelCall
-from .methods import USE_VMAP, Signature
-from .replay import reading_module, replay
-from .rules import Rule, find_rule
+from .capture import WITHOUT, LayerCapture, ModuleCall, capture_layers, expand_shared_row
+from .loop import LoopPass
+from .methods import DisagreementError, Method, NotSeparableError, Signature
+from .plain import PlainPass, pull_back
+from .rows import RowOrder, tags
+from .tied import TiedWeight
 
-_WITHOUT = "pass layers= without it: of the dict that fisherdyn.layers.find_layers(model) gives, all but its layer"
 
-
-class Hooks:
+class Hooks(Method):
     """The default method. What it captures modules with is made once and serves all batches of a measurement."""
 
     name = "hooks"
-    per_example = True
-    needs_check = True
-
-    def __init__(self) -> None:
-        self._captures: list[LayerCapture] = []
-
-    def validate_labels(self, labels: LabelMode) -> None:
-        """Takes any."""
 
     def prepare(self, model: ModelIndex, layers: Layers) -> None:
-        self._captures = capture_layers(model, layers)
+        self._captures: list[LayerCapture] = []
+        self._tied: list[TiedWeight] = []
+        self._order, self._loop, self._batches = RowOrder(), False, 0
+        try:
+            self._captures, self._tied = capture_layers(model, layers)
+        except NotSeparableError as error:
+            self.falls_back(error)
+
+    def falls_back(self, error: NotSeparableError) -> bool:
+        """To the loop, with a warning; not where batches before have been measured in a way that turns out to be wrong."""
+        if isinstance(error, DisagreementError) and self._batches > 1:
+            return False
+        self._loop = True
+        warnings.warn(
+            f"{error}: hooks cannot take the batch apart there. The measurement goes on by plain autograd, one example at a "
+            'time (as method="loop" does from the start). That is right, and costs a forward and a backward pass for every '
+            "example; without that module's layer in layers= it stays fast",
+            stacklevel=2,
+        )
+        return True
 
     @contextmanager
-    def forward(self, call: ModelCall) -> Iterator[CaptureSession | ExampleByExample]:
-        session = CaptureSession(call, self._captures)
+    def forward(self, call: ModelCall) -> Iterator[CaptureSession | LoopPass]:
+        self._batches += 1
+        if self._loop:
+            yield LoopPass(call)
+            return
+        session = CaptureSession(call, self._captures, self._tied, self._order)
         try:
-            yield session if session.run() else ExampleByExample(call, session)
+            session.run()
+            yield session
         finally:
             session.remove_hooks()
-
-
-# What is captured of one module
-
-
-@dataclass(frozen=True)
-class ModuleCall:
-    """One call of a module: its inputs, and its outputs where `replay` will need them."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: list[Tensor | None]
-    tensors: list[Tensor]
-    versions: list[int]
-
-    @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor | None]) -> ModuleCall:
-        args, kwargs = tree_map(_detached, (args, kwargs))
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-        return cls(args, kwargs, outputs, tensors, [x._version for x in tensors])
-
-    @classmethod
-    def of_input(cls, a: Tensor) -> ModuleCall:
-        """The call of a module with one input, whose rule needs no output."""
-        a = a.detach()
-        return cls((a,), {}, [], [a], [a._version])
-
-    def changed_in_place(self) -> bool:
-        """Whether an input was written into since: a detached tensor shares its version with the original."""
-        return self.versions != [x._version for x in self.tensors]
-
-
-def _detached(x: Any) -> Any:
-    """A parameter stays one: that is how a weight which is passed as an argument is told from a batch."""
-    return x.detach() if isinstance(x, Tensor) and not isinstance(x, nn.Parameter) else x
-
-
-class LayerCapture:
-    """A module, the measured parameters that it reads, and its calls in one forward pass.
-
-    A weight that is used in several calls has one gradient, the sum of theirs: the norm is taken when the gradients of all
-    calls have arrived.
-
-    Attributes:
-        layer_of: the module's own name of a parameter -> number of its layer.
-        edges: for each call and each of its outputs, the edge of the graph that its gradient passes.
-    """
-
-    def __init__(self, name: str, module: nn.Module, layer_of: dict[str, int]) -> None:
-        self.name, self.module, self.layer_of = name, module, layer_of
-        self.rule: Rule | None = find_rule(module) if set(layer_of) <= {"weight", "bias"} else None
-        self.calls: list[ModuleCall] = []
-        self.edges: list[list[GradientEdge | None]] = []
-        self.gradients: list[list[Tensor | None]] = []
-        self.missing = 0
-
-    def begin_forward(self) -> None:
-        """Forgets the calls of the forward pass before."""
-        self.calls, self.edges, self.gradients = [], [], []
-
-    def begin_backward(self) -> None:
-        """Expects a gradient for each output that has a graph."""
-        self.gradients = [[None] * len(edges) for edges in self.edges]
-        self.missing = sum(edge is not None for edges in self.edges for edge in edges)
-
-    def receive(self, call: int, output: int, gradient: Tensor) -> bool:
-        """Keeps a gradient; returns whether it was the last one expected."""
-        if self.gradients[call][output] is not None:
-            raise ValueError(f"module {self.name!r}: the gradient of one output came twice; {USE_VMAP}")
-        self.gradients[call][output] = gradient
-        self.missing -= 1
-        return not self.missing
-
-    @property
-    def received_any(self) -> bool:
-        return any(gradient is not None for call in self.gradients for gradient in call)
-
-    def squared_norms(self, examples: int, last: bool) -> dict[str, Tensor]:
-        """(examples,) for each measured parameter of the module; after the last backward pass nothing is kept."""
-        pairs = [
-            (call, gradients)
-            for call, gradients in zip(self.calls, self.gradients, strict=True)
-            if any(gradient is not None for gradient in gradients)
-        ]
-        if any(call.changed_in_place() for call, _ in pairs):
-            raise ValueError(f"module {self.name!r}: its input is changed in place after it was read; {USE_VMAP}")
-        self.gradients = []
-        if last:
-            self.calls = []
-        if self.rule is None:
-            return replay(self.name, self.module, pairs, list(self.layer_of), examples)
-        a = [self.rule.inputs(self.module, call.args[0]) for call, _ in pairs]
-        d = [self.rule.gradients(self.module, gradients[0]) for _, gradients in pairs if gradients[0] is not None]
-        return self.rule.norms(self.module, concatenate_calls(a, examples), concatenate_calls(d, examples))
-
-    def signature(self, several_examples: bool) -> Hashable:
-        """How the module was called in this forward pass."""
-        return self.name, several_examples, *(tuple(x.ndim for x in call.tensors) for call in self.calls)
-
-    def sees_several_rows(self, examples: int) -> bool:
-        """Whether some call has several rows an example: to whom they belong can change from batch to batch."""
-        return self.rule is not None and any(len(x) != examples for call in self.calls for x in call.tensors)
-
-
-def capture_layers(model: ModelIndex, layers: Layers) -> list[LayerCapture]:
-    """A capture for each module whose calls read measured parameters.
-
-    Raises:
-        ValueError: a weight that several modules own; it has one gradient, and no module sees all of it.
-    """
-    layer_of: dict[str, dict[str, int]] = {}
-    for number, (layer, names) in enumerate(layers.items()):
-        for name in names:
-            owners = model.owners_of(model.get_parameter(name))
-            if len(owners) > 1:
-                uses = " and ".join(place for *_, place in owners)
-                raise ValueError(f"layer {layer!r}: one weight is used as {uses}; {USE_VMAP}")
-            reader, short = reading_module(model.places, name)
-            layer_of.setdefault(reader, {})[short] = number
-    return [LayerCapture(name, model.places[name], numbers) for name, numbers in layer_of.items()]
-
-
-def expand_shared_row(a: Tensor, output: Tensor, examples: int) -> tuple[Tensor, Tensor] | None:
-    """A call's input and output with a row for each example; None where their lengths do not fit.
-
-    A row that is broadcast over the batch (BERT's positions) becomes one an example, before the gradients add up.
-    """
-    if len(output) == 1 and len(a) == 1 and examples > 1:
-        return a.expand(examples, *a.shape[1:]), output.expand(examples, *output.shape[1:])
-    fits = output.ndim >= 2 and not len(output) % examples and len(a) == len(output)
-    return (a, output) if fits else None
-
-
-def concatenate_calls(calls: Sequence[Tensor], examples: int) -> Tensor:
-    """Calls of (rows, positions, ...) -> (examples, positions of all rows and calls, ...)."""
-    rows = [x.reshape(examples, -1, *x.shape[2:]) for x in calls]
-    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
 # One batch
@@ -212,8 +92,8 @@ class CaptureSession:
 
     logits: Tensor
 
-    def __init__(self, call: ModelCall, captures: list[LayerCapture]) -> None:
-        self.call, self.captures, self.examples = call, captures, call.examples
+    def __init__(self, call: ModelCall, captures: list[LayerCapture], tied: list[TiedWeight], order: RowOrder) -> None:
+        self.call, self.captures, self.tied, self.order, self.examples = call, captures, tied, order, call.examples
         self.lowest: list[GradientEdge] = []
         self._expanded = False  # whether a row that was the same for all became one an example
         self._norms: list[list[Tensor]] = []
@@ -228,13 +108,23 @@ class CaptureSession:
 
     # ---- forward
 
-    def run(self) -> bool:
-        """Runs the forward pass, and it alone: what checkpointing computes again in the backward pass is no other call.
+    def run(self) -> None:
+        """Runs the forward pass, and it alone: what checkpointing computes again in the backward pass is no other call."""
+        try:
+            self._run()
+        except RuntimeError as error:
+            if not self._expanded or isinstance(error, torch.OutOfMemoryError):
+                raise
+            # A lone row was not everybody's, or the model cannot go on with one an example (DeBERTa's positions).
+            self.order.expands = False
+            self.remove_hooks()
+            self._run()
+        self._validate_silent()
+        self.signatures = self._signatures()
+        several = any(capture.calls_of_several_rows(self.examples) for capture in self.captures)
+        self.folded = several and not self._calls_to_look_up()
 
-        Returns:
-            False where a module has one row for the whole batch, and the model cannot go on with one an example (DeBERTa's
-            positions).
-        """
+    def _run(self) -> None:
         handles = []
         for capture in self.captures:
             capture.begin_forward()
@@ -243,35 +133,68 @@ class CaptureSession:
             handles.append(capture.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
         try:
             self.logits = self.call.logits()
-        except RuntimeError as error:
-            if not self._expanded or isinstance(error, torch.OutOfMemoryError):
-                raise
-            return False
         finally:
             for handle in handles:
                 handle.remove()
-        if silent := [capture.name for capture in self.captures if not capture.calls]:
-            raise ValueError(f"not called in the forward pass: {', '.join(silent)}; {_WITHOUT}, or activate it")
-        self.signatures = self._signatures()
-        self.folded = any(capture.sees_several_rows(self.examples) for capture in self.captures)
-        return True
+
+    def _validate_silent(self) -> None:
+        """A module that was not called is an expert without a token, or read by others, or a mistake in the layers."""
+        silent = [
+            c for c in self.captures if not c.calls and c.name not in self.order.idle and not self._tied_elsewhere(c)
+        ]
+        if not silent:
+            return
+        names = ", ".join(capture.name for capture in silent)
+        if self._read_elsewhere(silent):
+            raise NotSeparableError(f"{names} not called in the forward pass, which reads their weights without a call")
+        heard = {layer for capture in self.captures if capture.calls for layer in capture.layer_of.values()}
+        alone = [capture.name for capture in silent if not heard.issuperset(capture.layer_of.values())]
+        if mistaken := [name for name in alone if not self._has_routed_siblings(name)]:
+            raise ValueError(f"not called in the forward pass: {', '.join(mistaken)}; {WITHOUT}, or activate it")
+        self.order.idle |= {capture.name for capture in silent}
+
+    def _tied_elsewhere(self, silent: LayerCapture) -> bool:
+        called = [tied for capture in self.captures if capture.calls for tied in capture.tied.values()]
+        return bool(silent.tied) and all(tied in called for tied in silent.tied.values())
+
+    def _read_elsewhere(self, silent: Sequence[LayerCapture]) -> bool:
+        """Whether their weights are in the graph of the first example's logits."""
+        names = [f"{c.name}.{short}".lstrip(".") for c in silent for short in c.layer_of if short not in c.tied]
+        alone = self.call.example(0)
+        plain = PlainPass(replace(alone, layers={"silent": tuple(names)}))
+        if plain.logits.grad_fn is None:
+            return False
+        ones = torch.ones_like(plain.logits)
+        gradients = torch.autograd.grad(plain.logits, list(plain.weights.values()), ones, allow_unused=True)
+        return any(gradient is not None for gradient in gradients)
+
+    def _has_routed_siblings(self, name: str) -> bool:
+        """Whether others in its list of modules see rows that are not one an example, as experts do."""
+        while name := name.rpartition(".")[0]:
+            if isinstance(self.call.model.places[name], nn.ModuleList | nn.ModuleDict):
+                siblings = [capture for capture in self.captures if capture.name.startswith(f"{name}.")]
+                return any(capture.calls_of_several_rows(self.examples) for capture in siblings)
+        return False
 
     def _capture_call(self, capture: LayerCapture, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
         """A call of a module that has a rule: one tensor in, one out."""
         a = args[0] if args else next(iter(kwargs.values()))
-        rows = expand_shared_row(a, output, self.examples)
-        if rows is None:
-            raise ValueError(
-                f"module {capture.name!r} sees {tuple(a.shape)} for a batch of {self.examples} examples, and not one "
-                f"example after the other: its gradient is not separable by example here; {USE_VMAP}"
+        if output.ndim < 2 or len(a) != len(output):
+            raise NotSeparableError(
+                f"module {capture.name!r} sees {tuple(a.shape)} for a batch of {self.examples} examples"
             )
-        self._expanded |= rows[1] is not output
-        a, output = rows
+        if not output.numel():  # an expert without a token
+            self.order.idle.add(capture.name)
+            return output
+        if len(output) == 1 < self.examples and self.order.expands:
+            a, output = expand_shared_row(a, output, self.examples)
+            self._expanded = True
+        ragged = bool(len(output) % self.examples)
         source = _listening_point(output)
         if source is None:  # a leaf, or a view that is not its base whole: what follows may not write into it
             source = _with_graph(output)
             output = source.clone()
-        self._listen(capture, ModuleCall.of_input(a), [source], [output.shape])
+        self._listen(capture, ModuleCall.of_input(a, ragged), [source], [output.shape])
         return output
 
     def _capture_call_to_replay(
@@ -280,9 +203,8 @@ class CaptureSession:
         """A call of a module that has no rule: any structure of tensors in and out."""
         flat, structure = tree_flatten(output)
         if not any(isinstance(x, Tensor) for x in flat):
-            raise ValueError(
-                f"module {capture.name!r} returns a {type(output).__name__}, in which no tensor is found; {USE_VMAP}"
-            )
+            kind = type(output).__name__
+            raise NotSeparableError(f"module {capture.name!r} returns a {kind}, in which no tensor is found")
         kept = [x.detach().clone() if isinstance(x, Tensor) else None for x in flat]
         # Copies: an output may be written into later, and one may be computed from another.
         sources = [x.clone() if _differentiable(x) else x for x in map(_with_graph, flat)]
@@ -309,7 +231,7 @@ class CaptureSession:
         of_layer: list[list[Signature]] = [[] for _ in self.call.layers]
         for capture in self.captures:
             for layer in set(capture.layer_of.values()):
-                of_layer[layer].append(capture.signature(self.examples > 1))
+                of_layer[layer] += [capture.signature(self.examples)] * bool(capture.calls)
         return [frozenset(signatures) for signatures in of_layer]
 
     # ---- backward
@@ -338,25 +260,61 @@ class CaptureSession:
         """One backward pass, from the logits to the lowest outputs: (examples, layers)."""
         for capture in self.captures:
             capture.begin_backward()
+        for tied in self.tied:
+            tied.begin_backward()
         self._norms = [[] for _ in self.call.layers]
-        self._listening, self._last = True, last
+        self._last = last
+        self._tag(cotangent)
+        self._listening = True
         try:
-            torch.autograd.grad(self.logits, self.lowest, cotangent, retain_graph=not last, allow_unused=True)
-        except RuntimeError as error:
-            if "use_reentrant=True" not in str(error):
-                raise
-            raise ValueError(
-                "gradient checkpointing with use_reentrant=True takes gradients by backward() alone: turn it off "
-                "(model.gradient_checkpointing_disable()) or set use_reentrant=False"
-            ) from error
+            pull_back(self.logits, self.lowest, cotangent, retain=not last)
         finally:
             self._listening = False
-        if unused := [capture for capture in self.captures if capture.missing and not capture.received_any]:
+        in_part = [capture for capture in self.captures if capture.missing and capture.received_any]
+        in_vain = [capture for capture in self.captures if capture.missing and not capture.received_any]
+        for capture in in_part:  # some of its outputs do not reach the logits
+            self._take_norms(capture)
+        for tied in self.tied:
+            if tied.used:
+                with torch.no_grad(), torch.autocast(self.logits.device.type, enabled=False):
+                    self._norms[tied.layer].append(tied.squared_norms())
+        reached = {layer for layer, norms in enumerate(self._norms) if norms}
+        ragged = [
+            capture for capture in in_vain if any(call.ragged for call in capture.calls)
+        ]  # their tokens were dropped
+        if unused := [c for c in in_vain if c not in ragged and not reached.issuperset(c.layer_of.values())]:
             raise ValueError(_unused(unused))
-        for capture in self.captures:
-            if capture.missing:  # some of its outputs do not reach the logits
-                self._take_norms(capture)
-        return torch.stack([torch.stack(norms).double().sum(dim=0) for norms in self._norms], dim=1)
+        nothing = torch.zeros(self.examples, dtype=torch.float64, device=self.logits.device)
+        return torch.stack([torch.stack([nothing, *norms]).sum(dim=0) for norms in self._norms], dim=1)
+
+    def _tag(self, cotangent: Tensor) -> None:
+        """A backward pass before the proper one, by which rows are told apart."""
+        calls = self._calls_to_look_up()
+        if not calls:
+            return
+        factors = self._factors.to(cotangent.dtype).reshape(-1, *(1,) * (cotangent.ndim - 1))
+        edges = [edge for capture, i in calls if (edge := capture.edges[i][0]) is not None]
+        found = pull_back(self.logits, edges, cotangent * factors, retain=True)
+        for (capture, i), tagged in zip(calls, found, strict=True):
+            if tagged is not None:
+                capture.tagged[i] = tagged
+
+    @cached_property
+    def _factors(self) -> Tensor:
+        return tags(self.examples, self.logits.dtype, self.logits.device)
+
+    def _calls_to_look_up(self) -> list[tuple[LayerCapture, int]]:
+        """Calls whose rows may be anybody's, unless those of the batches before were one example after the other.
+
+        Where rows are routed, a module may see as many of them as there are examples, by chance.
+        """
+        several = [(capture, i) for capture in self.captures for i in capture.calls_of_several_rows(self.examples)]
+        self.order.ragged |= {capture.name for capture, i in several if capture.calls[i].ragged}
+        if self.examples == 1 or (self.order.sorted and not self.order.ragged):
+            return []
+        routed = [(c, i) for c in self.captures if c.name in self.order.ragged for i in range(len(c.calls))]
+        doubtful = [(c, i) for c in self.captures for i in c.doubtful_calls(all_rows=bool(several or routed))]
+        return list(dict.fromkeys(several + routed + doubtful))
 
     def _receive(
         self, capture: LayerCapture, call: int, output: int, shape: torch.Size | None, gradient: Tensor
@@ -368,36 +326,14 @@ class CaptureSession:
     def _take_norms(self, capture: LayerCapture) -> None:
         device = next(d.device.type for call in capture.gradients for d in call if d is not None)
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            norms = capture.squared_norms(self.examples, self._last)
-        for short, layer in capture.layer_of.items():
-            self._norms[layer].append(norms[short])
-
-
-class ExampleByExample:
-    """Batches of one example, in which every row belongs to it; logits and cotangents are those of the whole batch."""
-
-    def __init__(self, call: ModelCall, session: CaptureSession) -> None:
-        self.call, self.session = call, session
-        session.remove_hooks()
-        with torch.no_grad():
-            self.logits = call.logits()
-        self.signatures: list[Signature] = [("example by example",)] * len(call.layers)
-        self.folded = False
-
-    def squared_norms(self, cotangents: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        rows = []
-        for i in range(self.call.examples):
-            session = CaptureSession(self.call.example(i), self.session.captures)
-            try:
-                session.run()
-                rows.append(session.squared_norms([c[i : i + 1] for c in cotangents], generator))
-            finally:
-                session.remove_hooks()
-        return torch.cat(rows, dim=1)
+            norms = capture.squared_norms(self.examples, self._factors, self.order, self._last)
+        for short, norm in norms.items():
+            if short in capture.layer_of:
+                self._norms[capture.layer_of[short]].append(norm)
 
 
 def _unused(captures: Sequence[LayerCapture]) -> str:
-    return f"{', '.join(capture.name for capture in captures)} do not reach the logits; {_WITHOUT}"
+    return f"{', '.join(capture.name for capture in captures)} do not reach the logits; {WITHOUT}"
 
 
 def _lowest_nodes(root: Node | None, captured: Mapping[Node, Any]) -> list[Node]:

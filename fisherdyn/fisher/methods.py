@@ -1,6 +1,6 @@
 """Methods: ways to take squared gradient norms of a batch, each an object that carries its name and what it can do.
 
-A method of your own is a class with these attributes and `forward`; pass an instance as `method=`.
+A method of your own is a subclass of `Method` with a name and `forward`; pass an instance as `method=`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ from ..layers import Layers
 from ..model_index import ModelIndex
 from .batches import ModelCall
 
-USE_VMAP = 'measure it with method="vmap"'
+USE_LOOP = 'measure it with method="loop"'
+"""The remedy that has none above it: what plain autograd cannot do either, nobody can."""
+
+
+class NotSeparableError(ValueError):
+    """A batch's gradients cannot be taken apart by example. Plain autograd, one example at a time, may do it."""
+
+
+class DisagreementError(NotSeparableError):
+    """They seemed to be, and plain autograd says otherwise."""
+
 
 Signature = Hashable
 """How the modules of a layer were called: how often, with how many dimensions, for one example or several."""
@@ -47,8 +57,8 @@ class ForwardPass(Protocol):
         ...
 
 
-class Method(Protocol):
-    """One way to measure.
+class Method:
+    """One way to measure. A subclass has a name and `forward`, and what of the rest is otherwise.
 
     Attributes:
         name: as in `method="..."` and in a record's `estimator`.
@@ -57,20 +67,22 @@ class Method(Protocol):
     """
 
     name: str
-    per_example: bool
-    needs_check: bool
+    per_example = True
+    needs_check = True
 
     def validate_labels(self, labels: LabelMode) -> None:
-        """Raises ValueError for label modes that make no sense with the method."""
-        ...
+        """Raises ValueError for label modes that make no sense with the method. By default, all do."""
 
     def prepare(self, model: ModelIndex, layers: Layers) -> None:
-        """Called once a measurement, before any batch. Refuses, by name, layers that the method cannot measure."""
-        ...
+        """Called once a measurement, before any batch. By default, nothing needs preparing."""
+
+    def falls_back(self, error: NotSeparableError) -> bool:
+        """Whether the method goes on in another way, so that the batch can be measured again. By default, it does not."""
+        return False
 
     def forward(self, call: ModelCall) -> AbstractContextManager[ForwardPass]:
         """Runs the model; what it holds on to is let go at the end of the `with`."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} has no forward()")
 
 
 def find_method(method: str | Method) -> Method:
@@ -81,10 +93,11 @@ def find_method(method: str | Method) -> Method:
     """
     from .batch_gradient import AuthorsGradient, SignedGradient
     from .hooks import Hooks
+    from .loop import Loop
     from .vmap import VMap
 
-    methods: dict[str, Method] = {m.name: m for m in (Hooks(), VMap(), SignedGradient(), AuthorsGradient())}
-    if not isinstance(method, str) and hasattr(method, "forward") and hasattr(method, "per_example"):
+    methods: dict[str, Method] = {m.name: m for m in (Hooks(), Loop(), VMap(), SignedGradient(), AuthorsGradient())}
+    if isinstance(method, Method):
         return method
     if not isinstance(method, str) or method not in methods:
         raise ValueError(f"unknown method={method!r}: choose one of {', '.join(methods)}, or pass a Method")

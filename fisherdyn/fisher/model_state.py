@@ -213,6 +213,10 @@ def validate_model(model: ModelIndex) -> None:
         if parameter.is_meta:
             raise ValueError(f"parameter {name!r} is on device 'meta', which holds no numbers: load its weights first")
     for name, module in model.places.items():
+        if "quantized" in type(module).__module__ and type(module).__module__.startswith("torch.ao.nn."):
+            raise ValueError(
+                f"module {name!r} ({type(module).__name__}) is quantised, without a gradient: measure what it was made of"
+            )
         if isinstance(module, _SUSPECTS) or "scale_grad_by_freq" in vars(module):
             _validate_module(name, module)
 

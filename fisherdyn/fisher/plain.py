@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from ..model_index import ModelIndex
 from .batches import ModelCall
@@ -25,6 +27,21 @@ def call_with_weights(
         place: weight for name, weight in weights.items() for *_, place in model.owners_of(model.get_parameter(name))
     }
     return torch.func.functional_call(model.model, places, args, dict(kwargs), tie_weights=False)
+
+
+def pull_back(
+    logits: Tensor, inputs: Sequence[Tensor] | Sequence[GradientEdge], cotangent: Tensor, retain: bool
+) -> tuple[Tensor | None, ...]:
+    """The gradients in `inputs`; None for those that the logits do not depend on."""
+    try:
+        return torch.autograd.grad(logits, inputs, cotangent, retain_graph=retain, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant=True" not in str(error):
+            raise
+        raise ValueError(
+            "gradient checkpointing with use_reentrant=True takes gradients by backward() alone: turn it off "
+            "(model.gradient_checkpointing_disable()) or set use_reentrant=False"
+        ) from error
 
 
 class PlainPass:
@@ -53,7 +70,7 @@ class PlainPass:
     def squared_gradient(self, cotangent: Tensor, last: bool) -> Tensor:
         """||J_l^T c||^2 of the whole batch for a cotangent of about unit size: (layers,); `last` lets the graph go."""
         weights = list(self.weights.values())
-        gradients = iter(torch.autograd.grad(self.logits, weights, cotangent, retain_graph=not last, allow_unused=True))
+        gradients = iter(pull_back(self.logits, weights, cotangent, retain=not last))
         norms = torch.zeros(len(self.call.layers), dtype=torch.float64, device=self.logits.device)
         for layer, names in enumerate(self.call.layers.values()):
             used = [g for g in (next(gradients) for _ in names) if g is not None]
@@ -61,6 +78,32 @@ class PlainPass:
         return norms
 
 
+def run_alone(call: ModelCall, i: int) -> PlainPass:
+    """Example i of a batch that has been run. Raises as `one_example_alone`."""
+    with one_example_alone(call):
+        return PlainPass(call.example(i))
+
+
+@contextmanager
+def one_example_alone(call: ModelCall) -> Iterator[None]:
+    """Says what an error of the model means here, which took the whole batch before.
+
+    Raises:
+        ValueError: the model does not take one example alone.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        first_line = f"{error}".partition("\n")[0][:120]
+        raise ValueError(
+            f"{type(call.model.model).__name__} does not take an example alone ({first_line}). Examples must be "
+            "independent: the nodes of one graph are not, so make the graph the example, with a batch dimension of its own"
+        ) from error
+
+
 def _square_sum(g: Tensor) -> Tensor:
     """In float64, without a copy of g in it."""
+    g = g.coalesce().values() if g.is_sparse else g  # of an Embedding with sparse=True
     return torch.linalg.vector_norm(torch.view_as_real(g) if g.is_complex() else g, dtype=torch.float64).square()

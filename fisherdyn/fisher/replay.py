@@ -18,12 +18,12 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..model_index import ModelIndex
+from .loop import same_up_to_rounding
+from .methods import NotSeparableError
 from .plain import call_with_weights
 
 if TYPE_CHECKING:
     from .hooks import ModuleCall
-
-_REMEDY = 'measure it with method="vmap", or with batches of one example'
 
 
 def reading_module(modules: Mapping[str, nn.Module], name: str) -> tuple[str, str]:
@@ -65,8 +65,8 @@ def replay(
         examples: of the batch.
 
     Raises:
-        ValueError: an example cannot be run alone, or does not give alone what it gave in the batch (examples are mixed,
-            or are not where they are looked for).
+        NotSeparableError: an example cannot be run alone, or does not give alone what it gave in the batch (examples are
+            mixed, or are not where they are looked for).
     """
     alone = _ModuleAlone(name, ModelIndex(module), examples)
     weights = {short: module.get_parameter(short).detach().requires_grad_() for short in parameters}
@@ -102,7 +102,7 @@ class _ModuleAlone:
                 continue
             part, d_part = (_example_part(x, alone, i, self.examples) for x in (together, d))
             if part is None or d_part is None or not same_up_to_rounding(part, alone):
-                raise ValueError(f"{self.title} gives another output for an example alone than in the batch; {_REMEDY}")
+                raise NotSeparableError(f"{self.title} gives another output for an example alone than in the batch")
             if alone.requires_grad:
                 pairs.append((alone, d_part.to(alone.dtype)))
         if not pairs:
@@ -113,7 +113,7 @@ class _ModuleAlone:
     def _run(self, weights: dict[str, Tensor], call: ModuleCall, i: int) -> list[Any]:
         """What the module gives for example i."""
         if any(isinstance(x, PackedSequence) for x in (*call.args, *call.kwargs.values())):
-            raise ValueError(f"{self.title} reads a PackedSequence, which has no batch dimension: pad it; {_REMEDY}")
+            raise NotSeparableError(f"{self.title} reads a PackedSequence, which has no batch dimension")
         args, kwargs = _example_arguments(self.module.model, call, i, self.examples)
         try:
             with torch.enable_grad():
@@ -122,7 +122,7 @@ class _ModuleAlone:
             raise
         except Exception as error:  # whatever the module's own code raises at inputs that it was not written for
             first_line = f"{error}".partition("\n")[0][:120]
-            raise ValueError(f"{self.title} cannot be run with one example alone ({first_line}); {_REMEDY}") from error
+            raise NotSeparableError(f"{self.title} cannot be run with one example alone ({first_line})") from error
 
 
 def _example_arguments(
@@ -159,12 +159,6 @@ def _cut(x: Any, dim: int, ndim: int | None, i: int, examples: int) -> Any:
     return x.narrow(dim, i * rows, rows) if x.shape[dim] == rows * examples else x
 
 
-def same_up_to_rounding(together: Tensor, alone: Tensor) -> bool:
-    """Whether what an example gives in a batch is what it gives alone: rounding depends on the size of the batch."""
-    tolerance = 5e-2 if together.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    return bool((together - alone).abs().max() <= tolerance * together.abs().max())
-
-
 def _example_part(x: Tensor, alone: Tensor, i: int, examples: int) -> Tensor | None:
     """Example i of x, along the one dimension in which an example alone is shorter (an LSTM's state has it second).
 
@@ -173,4 +167,7 @@ def _example_part(x: Tensor, alone: Tensor, i: int, examples: int) -> Tensor | N
     if x.shape == alone.shape and examples == 1:
         return x
     differing = [dim for dim in range(x.ndim) if x.ndim == alone.ndim and x.shape[dim] != alone.shape[dim]]
-    return x.narrow(differing[0], i, 1) if len(differing) == 1 and alone.shape[differing[0]] == 1 else None
+    if len(differing) != 1:
+        return None
+    dim, rows = differing[0], alone.shape[differing[0]]
+    return x.narrow(dim, i * rows, rows) if x.shape[dim] == rows * examples else None

@@ -43,7 +43,8 @@ class Rule:
     norms: Callable[[Any, Tensor, Tensor], Norms]
 
 
-def _square_sum(gradient: Tensor) -> Tensor:
+def square_sum(gradient: Tensor) -> Tensor:
+    """(batch, ...) -> (batch,)."""
     flat = gradient.flatten(1)
     return torch.linalg.vecdot(flat, flat)
 
@@ -55,22 +56,29 @@ def outer(module: nn.Module, a: Float[Tensor, "b t g d"], d: Float[Tensor, "b t 
     example and the gradient 2 T d p. By memory Gram wins iff 2 T^2 <= d p (Bu et al. 2022, arXiv 2205.10683); here the
     FLOPs decide, and chunks bound the memory. With one position it is ||a||^2 ||d||^2.
     """
-    batch, _, groups = a.shape[:3]
     a, d = _to_the_last_gradient(a, d)
     positions = a.shape[1]
     if positions == 1:
         squares = torch.linalg.vecdot(d, d)
         weight = torch.linalg.vecdot(a, a) * squares
         return {"weight": weight.sum(dim=(1, 2)), "bias": squares.sum(dim=(1, 2))}
-    bias = _square_sum(d.sum(dim=1))
+    return {"weight": outer_weight(a, d), "bias": square_sum(d.sum(dim=1))}
+
+
+def outer_weight(a: Float[Tensor, "b t g d"], d: Float[Tensor, "b t g p"]) -> Tensor:
+    """(batch,) ||sum_t d_t a_t^T||^2."""
+    batch, positions, groups = a.shape[:3]
     a, d = (x.transpose(1, 2).flatten(0, 1) for x in (a, d))
     size_a, size_d = a.shape[2], d.shape[2]
     by_gram = positions * (size_a + size_d) <= size_a * size_d
-    budget = BUDGET_OF_A_GPU if a.is_cuda else BUDGET
-    rows = max(1, budget // (2 * positions**2 if by_gram else size_a * size_d))
+    rows = max(1, budget_of(a) // (2 * positions**2 if by_gram else size_a * size_d))
     norm = _by_gram if by_gram else _by_gradient
     weight = torch.cat([norm(x, y) for x, y in zip(a.split(rows), d.split(rows), strict=True)])
-    return {"weight": weight.reshape(batch, groups).sum(dim=1), "bias": bias}
+    return weight.reshape(batch, groups).sum(dim=1)
+
+
+def budget_of(x: Tensor) -> int:
+    return BUDGET_OF_A_GPU if x.is_cuda else BUDGET
 
 
 def _by_gram(a: Tensor, d: Tensor) -> Tensor:
@@ -85,7 +93,7 @@ def _by_gram(a: Tensor, d: Tensor) -> Tensor:
 
 
 def _by_gradient(a: Tensor, d: Tensor) -> Tensor:
-    return _square_sum(d.mT @ a)
+    return square_sum(d.mT @ a)
 
 
 def _to_the_last_gradient(a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,15 +111,29 @@ def _to_the_last_gradient(a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
 def elementwise(module: nn.Module, a: Float[Tensor, "b t *n"], d: Float[Tensor, "b t *n"]) -> Norms:
     """A scale and a shift of the normalised input a."""
     a, d = _to_the_last_gradient(a, d)
-    return {"weight": _square_sum((d * a).sum(dim=1)), "bias": _square_sum(d.sum(dim=1))}
+    return {"weight": square_sum((d * a).sum(dim=1)), "bias": square_sum(d.sum(dim=1))}
 
 
 def lookup(module: nn.Embedding, a: Int[Tensor, "b t"], d: Float[Tensor, "b t p"]) -> Norms:
-    """Rows add up where a token recurs: sum over t, t' with the same token of d_t . d_t'. O(T^2 p)."""
-    if module.padding_idx is not None:
-        d = d * (a != module.padding_idx)[..., None]
-    same = a[:, :, None] == a[:, None, :]
-    return {"weight": ((d @ d.mT) * same).sum(dim=(1, 2))}
+    """Rows add up where a token recurs. O(T p): the sums themselves are formed, so that none is lost where they cancel."""
+    return {"weight": square_sum(sum_by_token(a, without_padding(module, a, d))[1])}
+
+
+def without_padding(module: nn.Embedding, a: Tensor, d: Tensor) -> Tensor:
+    """The gradient that reaches the weight: none where the token is the module's padding."""
+    return d if module.padding_idx is None else d * (a != module.padding_idx)[..., None]
+
+
+def sum_by_token(a: Int[Tensor, "b t"], d: Float[Tensor, "b t p"]) -> tuple[Tensor, Tensor]:
+    """Tokens (b, t) and the sum of each one's gradients (b, t, p); places that are left over hold a token and zero."""
+    tokens, order = a.sort(dim=1)
+    first = torch.ones_like(tokens, dtype=torch.bool)
+    first[:, 1:] = tokens[:, 1:] != tokens[:, :-1]
+    place = first.cumsum(dim=1) - 1
+    sums = torch.zeros_like(d).scatter_add_(
+        1, place[..., None].expand_as(d), d.gather(1, order[..., None].expand_as(d))
+    )
+    return torch.zeros_like(tokens).scatter_(1, place, tokens), sums
 
 
 def _features_last(module: nn.Module, x: Tensor) -> Tensor:
@@ -183,10 +205,17 @@ def _vectors(module: nn.Module, d: Tensor) -> Tensor:
     return widen(d).reshape(len(d), -1, d.shape[-1])
 
 
+def _scaled_vectors(module: Any, d: Tensor) -> Tensor:
+    return _vectors(module, d) * module.embed_scale
+
+
 _LINEAR = Rule(_features_last, _features_last, outer)
 _CONV = Rule(_patches, _conv_gradients, outer)
 _HF_RMS_NORM = Rule(_per_unit_of_weight, _vectors, elementwise)
 _BATCH_NORM = Rule(_batch_normalised, _channels_last, elementwise)
+
+_EMBEDDING = Rule(_tokens, _vectors, lookup)
+_SCALED_EMBEDDING = Rule(_tokens, _scaled_vectors, lookup)
 
 _RMS_NAMES = ("RMSNorm", "T5LayerNorm")
 
@@ -199,7 +228,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.GroupNorm: Rule(_group_normalised, _channels_last, elementwise),
     nn.BatchNorm1d: _BATCH_NORM,
     nn.BatchNorm2d: _BATCH_NORM,
-    nn.Embedding: Rule(_tokens, _vectors, lookup),
+    nn.Embedding: _EMBEDDING,
 }
 
 
@@ -214,6 +243,9 @@ def find_rule(module: nn.Module) -> Rule | None:
         return None
     if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
         return _LINEAR  # Hugging Face's: a Linear whose weight is stored transposed
-    if type(module).__module__.startswith("transformers.models.") and type(module).__name__.endswith(_RMS_NAMES):
-        return _HF_RMS_NORM  # every family of models has a copy of its own
+    if type(module).__module__.startswith("transformers.models."):  # every family of models has a copy of its own
+        if type(module).__name__.endswith(_RMS_NAMES):
+            return _HF_RMS_NORM
+        if type(module).__name__.endswith("ScaledWordEmbedding"):
+            return _SCALED_EMBEDDING
     return RULES.get(type(module))

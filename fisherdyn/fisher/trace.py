@@ -20,13 +20,13 @@ from ..outputs import OutputReader
 from .batches import Batch, ModelCall, Rebatcher, batches_of, count_in, inputs_of, rows_of
 from .check import CheckName, PerExampleCheck
 from .distributed import all_gather, rank, rank_generator
-from .methods import Method, find_method
+from .methods import Method, NotSeparableError, find_method
 from .model_state import device_of, preserve_state, validate_model
 from .padding import NeutralPadding
 from .running_mean import BatchValues, RunningMean, across_ranks, skewness
 
 LabelName = Literal["exact", "rademacher", "mc", "empirical", "argmax"]
-MethodName = Literal["hooks", "vmap", "batch", "authors"]
+MethodName = Literal["hooks", "loop", "vmap", "batch", "authors"]
 
 
 class TraceOptions(TypedDict, total=False):
@@ -123,8 +123,9 @@ def fisher_trace(
         labels: "rademacher" (default), "exact" and "mc" are unbiased; the variance of one example, relative to its tr^2, is
             0 for "exact", at most 2 for "rademacher", unbounded for "mc" (Eqn. 1 of the paper). "empirical" and "argmax"
             are not tr(F), and are here to be compared with it. Or a `fisherdyn.labels.LabelMode` of your own.
-        method: "hooks" (no weight gradients; a module without a rule is run again example by example) or "vmap"
-            (torch.func; also tied weights and weights used outside their module; more memory). "batch": the squared
+        method: "hooks" (no weight gradients; a module without a rule is run again example by example), "loop" (plain
+            autograd, one example at a time: slow, and right wherever a gradient of one example exists; hooks go on with it,
+            and warn, where they cannot take a batch apart) or "vmap" (torch.func; fast for small models). "batch": the squared
             gradient of the batch under random signs, unbiased, noisier, its standard error over batches. "authors": what
             the paper's code computes, biased, for labels "argmax", "mc" and "empirical". Or a `Method` of your own.
         num_batches: read at most this many (in each process); None reads the loader to its end.
@@ -260,6 +261,18 @@ class Measurement:
         return None
 
     def _rows_of_batch(self, batch: Batch) -> Tensor:
+        """Once more, with the same label noise, where the method found another way for batches like this one."""
+        state = self.generator.get_state()
+        try:
+            return self._measure_batch(batch)
+        except NotSeparableError as error:
+            if not self.method.falls_back(error):
+                raise
+        self.generator.set_state(state)
+        self.check = PerExampleCheck("never", self.layers)
+        return self._measure_batch(batch)
+
+    def _measure_batch(self, batch: Batch) -> Tensor:
         """Take a batch, run the model, draw cotangents, take per-example norms: (examples, layers)."""
         batch = self.rebatcher.prepare(batch)
         call = self._call_of(batch)

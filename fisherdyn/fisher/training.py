@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from ..layers import Layers
 from ..model_index import ModelIndex
 from .batches import count_examples
-from .hooks import LayerCapture, capture_layers, concatenate_calls, expand_shared_row
+from .capture import LayerCapture, capture_layers, concatenate_calls, expand_shared_row
 
 LEAVE_OUT = "leave its layer out with layers="
 
@@ -60,7 +60,12 @@ class TrainingPass:
 
     def __init__(self, model: nn.Module, layers: Layers) -> None:
         self.model, self.layers = model, layers
-        self.captures = capture_layers(ModelIndex(model), layers)
+        self.captures, tied = capture_layers(ModelIndex(model), layers)
+        if tied:
+            raise ValueError(
+                f"weight {tied[0].name!r} is read by several modules, and the training pass does not add their gradients: "
+                f"{LEAVE_OUT}"
+            )
         for capture in self.captures:
             if capture.rule is None:
                 raise ValueError(
@@ -104,13 +109,12 @@ class TrainingPass:
             current.closed.add(name)
             return None
         a: Tensor = args[0] if args else next(iter(kwargs.values()))
-        rows = expand_shared_row(a, output, current.examples)
-        if rows is None:
+        a, expanded = expand_shared_row(a, output, current.examples)
+        if expanded.ndim < 2 or len(a) != len(expanded) or len(expanded) % current.examples or not len(expanded):
             raise ValueError(
                 f"module {name!r} sees {tuple(a.shape)} for a training batch of {current.examples} examples: its "
                 f"gradient is not separable by example; {LEAVE_OUT}"
             )
-        a, expanded = rows
         call = _Call(a.detach(), a._version)
         expanded.register_hook(call.receive)
         current.calls.setdefault(name, []).append(call)

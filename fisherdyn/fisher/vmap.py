@@ -5,7 +5,8 @@ gradients, not the whole batch's, are alive at a time. Unbiased given the cotang
 (chunk x parameters) numbers of memory.
 
 Models whose forward pass branches on data (HF's SDPA attention with a 2-D mask) cannot be mapped: load them with
-attn_implementation="eager". Neither can recurrent layers, checkpointing and custom autograd functions: they are refused.
+attn_implementation="eager". Neither can recurrent layers, checkpointing and custom autograd functions: they are refused,
+and method="loop" measures them.
 """
 
 from __future__ import annotations
@@ -19,31 +20,21 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..labels import LabelMode
-from ..layers import Layers
 from ..likelihoods import to_unit_size
-from ..model_index import ModelIndex
 from .batches import ModelCall
-from .methods import Signature
+from .loop import MIXES, same_logits
+from .methods import USE_LOOP, Method, Signature
 from .plain import call_with_weights
-from .replay import same_up_to_rounding
 
 CHUNK = 8
 """Examples whose gradients are alive at a time."""
 
 
-class VMap:
+class VMap(Method):
     """Sees tied weights and weights that are used outside their module's call."""
 
     name = "vmap"
-    per_example = True
     needs_check = False
-
-    def validate_labels(self, labels: LabelMode) -> None:
-        """Takes any."""
-
-    def prepare(self, model: ModelIndex, layers: Layers) -> None:
-        """Needs nothing."""
 
     @contextmanager
     def forward(self, call: ModelCall) -> Iterator[_MappedPass]:
@@ -70,11 +61,8 @@ class _MappedPass:
             # Some operations are mapped one example at a time: slower, and no less right.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             norms, alone = self._map(columns)
-        if not same_up_to_rounding(self.logits, alone):
-            raise ValueError(
-                f"{self.kind} gives other logits for an example alone than in a batch: it mixes examples (statistics of "
-                "the batch, attention between examples), and a gradient of one example does not exist"
-            )
+        if not same_logits(self.logits, alone.split(1), cotangents):
+            raise ValueError(f"{self.kind} {MIXES}")
         return sizes.square()[..., None] * norms.transpose(0, 1)
 
     def _map(self, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,8 +77,7 @@ class _MappedPass:
         except RuntimeError as error:  # the model's own forward pass went through: it is torch.func that cannot
             raise ValueError(
                 f"torch.func cannot map {self.kind} ({str(error).splitlines()[0][:120]}): for Hugging Face's attention "
-                'load it with attn_implementation="eager"; else use method="hooks", or method="batch" with batches of one '
-                "example, which is plain autograd"
+                f'load it with attn_implementation="eager"; else {USE_LOOP}'
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Small models of many kinds, each with inputs, in float32; `ZOO` names them, `REFUSED` those that hooks must refuse."""
+"""Small models of many kinds, each with inputs, in float32; `ZOO` names them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 
 from . import adapted, huggingface, networks
 from .huggingface import SMALL
-from .specimen import REFUSED, ZOO, Specimen, tokens
+from .specimen import ZOO, Specimen, tokens
 
-__all__ = ["REFUSED", "SMALL", "ZOO", "Specimen", "adapted", "huggingface", "networks", "specimen", "tokens"]
+__all__ = ["SMALL", "ZOO", "Specimen", "adapted", "huggingface", "networks", "specimen", "tokens"]
 
 
 def specimen(name: str) -> Specimen:
     torch.manual_seed(3)
-    made = (ZOO[name] if name in ZOO else REFUSED[name][0])()
+    made = ZOO[name]()
     made.model.eval()
     return made

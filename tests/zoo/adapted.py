@@ -21,7 +21,7 @@ from adapters.composition import Fuse, Stack
 from torch import nn
 
 from .huggingface import bert, gpt2
-from .specimen import Specimen, keep, refused
+from .specimen import Specimen, keep
 
 
 def _only(specimen: Specimen, trained: str) -> Specimen:
@@ -66,8 +66,9 @@ def parallel_adapter() -> Specimen:
     return _stacked(ParBnConfig(reduction_factor=4, scaling=2.0))
 
 
-def _adapted(config: object, layers: str) -> Specimen:
+def _adapted(config: object, layers: str, slowly: str | None = None) -> Specimen:
     specimen = bert()
+    specimen.slowly = slowly
     adapters.init(specimen.model)
     specimen.model.add_adapter("task", config=config)
     specimen.model.train_adapter("task")
@@ -99,14 +100,15 @@ def prefix_tuning() -> Specimen:
     return _adapted(PrefixTuningConfig(prefix_length=5, bottleneck_size=6), r"prefix_tunings\.(task\.\w+)")
 
 
-@refused("FlatPrefixTuning.* gives another output")
+@keep
 def prefix_tuning_flat() -> Specimen:
-    return _adapted(PrefixTuningConfig(prefix_length=5, flat=True), r"prefix_tunings\.(task\.\w+)")
+    config = PrefixTuningConfig(prefix_length=5, flat=True)
+    return _adapted(config, r"prefix_tunings\.(task\.\w+)", slowly="FlatPrefixTuning.* gives another output")
 
 
-@refused("prompt_embedding' sees")
+@keep
 def prompt_tuning() -> Specimen:
-    return _adapted(PromptTuningConfig(prompt_length=3), r"(prompt_tunings)")
+    return _adapted(PromptTuningConfig(prompt_length=3), r"(prompt_tunings)", slowly="prompt_embedding' has rows")
 
 
 @keep
@@ -177,7 +179,7 @@ def peft_prefix_tuning() -> Specimen:
     return _peft(bert(), config, r"(prompt_encoder)", "prompt_encoder")
 
 
-@refused("lora_A.default' sees")
+@keep
 def dora() -> Specimen:
     """Its norm is that of a product that is the same for all examples."""
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], use_dora=True)
@@ -187,4 +189,6 @@ def dora() -> Specimen:
 @keep
 def peft_prompt_tuning() -> Specimen:
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
-    return _peft(bert(), config, r"(prompt_encoder)", "prompt_encoder")
+    specimen = _peft(bert(), config, r"(prompt_encoder)", "prompt_encoder")
+    specimen.slowly = "embedding' has rows"
+    return specimen

@@ -34,7 +34,7 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from .specimen import Specimen, keep, refused, tokens
+from .specimen import Specimen, keep, tokens
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20}
 _BLOCKS = r"layer\.(\d+)\."
@@ -87,14 +87,14 @@ def xlm_roberta() -> Specimen:
     return Specimen(XLMRobertaForSequenceClassification(config), tokens())
 
 
-def _deberta(layers: str) -> Specimen:
+def _deberta(layers: str, slowly: str | None = None) -> Specimen:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers scripts some functions as the module is imported
         from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
     config = DebertaV2Config(
         vocab_size=30, num_labels=3, relative_attention=True, pos_att_type=["p2c", "c2p"], share_att_key=False, **SMALL
     )
-    return Specimen(DebertaV2ForSequenceClassification(config), tokens(), layers)
+    return Specimen(DebertaV2ForSequenceClassification(config), tokens(), layers, slowly=slowly)
 
 
 @keep
@@ -102,16 +102,16 @@ def deberta() -> Specimen:
     return _deberta(r"(layer\.\d+\.(?:intermediate|output)|embeddings\.(?:word|LayerNorm)|pooler|classifier)")
 
 
-@refused("rel_embeddings")
+@keep
 def deberta_relative_positions() -> Specimen:
     """Read by no call of their own, and the same for all examples."""
-    return _deberta(r"(rel_embeddings|encoder\.LayerNorm)")
+    return _deberta(r"(rel_embeddings|encoder\.LayerNorm)", slowly="rel_embeddings not called")
 
 
 @keep
 def deberta_attention() -> Specimen:
     """Its projections are called with relative positions too, which are the same for all examples."""
-    return _deberta(r"layer\.(\d+)\.attention")
+    return _deberta(r"layer\.(\d+)\.attention", slowly="several examples' at once")
 
 
 @keep
@@ -159,10 +159,11 @@ def t5() -> Specimen:
     return Specimen(T5Classifier(), tokens(), layers, single_inside=True)
 
 
-@refused("relative_attention_bias' sees")
+@keep
 def t5_relative_positions() -> Specimen:
     """A bias that is the same for all examples."""
-    return Specimen(T5Classifier(), tokens(), r"(relative_attention_bias)", single_inside=True)
+    slowly = "several examples' at once"
+    return Specimen(T5Classifier(), tokens(), r"(relative_attention_bias)", single_inside=True, slowly=slowly)
 
 
 @keep
@@ -185,6 +186,6 @@ def masked_language_model() -> Specimen:
     return _masked_language_model(r"(layer\.\d+|predictions\.transform)\.")
 
 
-@refused("one weight is used as bert.embeddings.word_embeddings.weight and cls.predictions.decoder.weight")
+@keep
 def tied_embeddings() -> Specimen:
     return _masked_language_model(r"(word_embeddings)")

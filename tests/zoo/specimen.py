@@ -21,6 +21,8 @@ class Specimen:
     single_inside: bool = False
     """Whether it computes in float32 whatever it is given (as Llama's norm does): 1e-9 is out of reach."""
     likelihood: str | None = None
+    slowly: str | None = None
+    """What the warning of hooks says, where they go on example by example."""
 
     @property
     def loader(self) -> list[dict[str, Tensor] | Tensor]:
@@ -28,21 +30,11 @@ class Specimen:
 
 
 ZOO: dict[str, Callable[[], Specimen]] = {}
-REFUSED: dict[str, tuple[Callable[[], Specimen], str]] = {}
-"""Name -> how it is made, and what the refusal of hooks says; vmap measures it."""
 
 
 def keep(make: Callable[[], Specimen]) -> Callable[[], Specimen]:
     ZOO[make.__name__] = make
     return make
-
-
-def refused(message: str) -> Callable[[Callable[[], Specimen]], Callable[[], Specimen]]:
-    def add(make: Callable[[], Specimen]) -> Callable[[], Specimen]:
-        REFUSED[make.__name__] = make, message
-        return make
-
-    return add
 
 
 def tokens(batch: int = 5, length: int = 7, vocabulary: int = 30) -> dict[str, Tensor]:
