@@ -125,9 +125,10 @@ def fisher_trace(
             are not tr(F), and are here to be compared with it. Or a `fisherdyn.labels.LabelMode` of your own.
         method: "hooks" (no weight gradients; a module without a rule is run again example by example), "loop" (plain
             autograd, one example at a time: slow, and right wherever a gradient of one example exists; hooks go on with
-            it, and warn, where they cannot take a batch apart) or "vmap" (torch.func; fast for small models). "batch": the
+            it, and warn, where they cannot take a batch apart) or "vmap" (torch.func; for small models). "batch": the
             squared gradient of the batch under random signs, unbiased, noisier, its standard error over batches.
-            "authors": what the paper's code computes, biased, for labels "argmax", "mc" and "empirical". Or a `Method` of your own.
+            "authors": what the paper's code computes, biased, for labels "argmax", "mc" and "empirical". Or a `Method` of
+            your own.
         num_batches: read at most this many (in each process); None reads the loader to its end.
         target_se: stop as soon as every layer's standard error is at most this share of its tr(F), such as 0.05; layers
             that do not get there are named in the result's `imprecise`.
