@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 EVERYTHING := tasks,sweep,cluster,data,peft,trainers,notebooks,minilm,dev,peers
 PEERS := backpack-for-pytorch curvlinops-for-pytorch nngeometry opacus
 
-.PHONY: permutations test check figures notebooks clean
+.PHONY: permutations test check fuzz figures notebooks clean
 
 permutations: .venv/.run  ## the paper's schedule-permutation study on the embedded world, about 5 minutes on 2 cores
 	$(BIN)/python -m fisherdyn.sweep permutations $(ARGS)
@@ -19,6 +19,9 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: .venv/.dev  ## 2,000 models at random, compared with a slow loop; goes on where it was interrupted
+	$(BIN)/python tests/grammar.py --models 2000 --out fuzz.jsonl $(ARGS)
 
 figures: .venv/.run  ## README's pictures, from data/; all figures and tables: python -m paper_figures
 	$(BIN)/python -m paper_figures fig4 transfer --runs data/permutations-lr8e-3.nc --runs data/permutations-lr2e-3.nc --format png --out data
@@ -43,4 +46,4 @@ notebooks: .venv/.dev  ## every notebook from its source, run in full
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache fuzz.jsonl

@@ -233,7 +233,7 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        return self.kind not in ("right", "refused", "circle")
+        return self.kind not in ("right", "refused", "found", "circle")
 
 
 REMEDY = re.compile(r"pass |use |load |have |set |turn |measure |method=|check=")
@@ -254,6 +254,8 @@ def attack(plan: Plan) -> Outcome:
             return Outcome("changed", path)
         if kind != "refused":
             return Outcome("refused" if refusals and kind == "right" else kind, path)
+        if "it mixes examples" in text and method == "vmap":
+            return Outcome("found" if has_fault(plan) else "accused", path)
         if not REMEDY.search(text) or (method == "hooks" and not _names_something(text, model, layers)):
             return Outcome("vague", path)
         refusals[method + " less layers" * (method in refusals)] = text
@@ -306,6 +308,10 @@ def _row(batch: Any, i: int) -> Any:
 def _names_something(text: str, model: nn.Module, layers: dict[str, tuple[str, ...]]) -> bool:
     names = {name for name, _ in model.named_modules()} | set(layers) | {name for name, _ in model.named_parameters()}
     return "module ''" in text or any(name in text for name in names if name)
+
+
+def has_fault(plan: Plan) -> bool:
+    return any(name in FAULTS for name, *_ in plan.blocks)
 
 
 def shrink(plan: Plan, kind: str) -> Plan:
