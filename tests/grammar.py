@@ -6,8 +6,6 @@ import argparse
 import copy
 import json
 import random
-import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +16,9 @@ from typing import Any
 import grammar_positions  # noqa: F401  its blocks are registered
 import torch
 from grammar_blocks import FAULTS, RULES, Cached, call, matrix
-from oracle import cast, logits, per_example_trace, snapshot
+from oracle import cast, logits, per_example_trace
+from remedies import Outcome, follow
 from torch import Tensor, nn
-
-from fisherdyn import fisher_trace
 
 WIDTH, VOCABULARY = 4, 9
 Tree = tuple[Any, ...]
@@ -224,90 +221,19 @@ def _of_independent_outputs(likelihood: str) -> Any:
 # The attack
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """ "right" and "refused" are well; "circle" is a refusal whose remedies are refused too; the others are failures."""
-
-    kind: str
-    detail: str = ""
-
-    @property
-    def failed(self) -> bool:
-        return self.kind not in ("right", "refused", "found", "circle")
-
-
-REMEDY = re.compile(r"pass |use |load |have |set |turn |measure |method=|check=")
-
-
 def attack(plan: Plan) -> Outcome:
-    """Measures the plan's model, and follows the remedies of its refusals as far as they lead."""
-    model, loader, inputs = grow(plan)
+    """As `remedies.follow`; a fault is "found", and a model without one is "accused"."""
+    model, batches, inputs = grow(plan)
     layers = layers_of(plan, model)
     expected = truth(plan, model, inputs, layers)
-    unchanged, method, refusals = snapshot(model), plan.method, {}
-    while True:
-        kind, text = _measure(plan, model, loader, layers, method, expected)
-        path = " -> ".join([*(f"{m}: {t}" for m, t in refusals.items()), f"{method}: {text}" if text else method])
-        try:
-            unchanged()
-        except AssertionError:
-            return Outcome("changed", path)
-        if kind != "refused":
-            return Outcome("refused" if refusals and kind == "right" else kind, path)
-        if "it mixes examples" in text and method == "vmap":
-            return Outcome("found" if has_fault(plan) else "accused", path)
-        if not REMEDY.search(text) or (method == "hooks" and not _names_something(text, model, layers)):
-            return Outcome("vague", path)
-        refusals[method + " less layers" * (method in refusals)] = text
-        if "pass layers= without it" in text:
-            kept = _without_named(text, layers)
-            if not 0 < len(kept) < len(layers):
-                return Outcome("circle", path)
-            expected = expected[:, [list(layers).index(layer) for layer in kept]]
-            layers = kept
-            continue
-        following = [m for m in ("vmap", "hooks", "batch") if f'method="{m}"' in text and m not in refusals]
-        if not following:
-            return Outcome("circle", path)
-        method = following[0]
-        if method == "batch":
-            loader = [_row(batch, i) for batch, (n, _) in zip(loader, plan.batches, strict=True) for i in range(n)]
+    outcome = follow(model, batches, layers, expected, likelihood=plan.likelihood, method=plan.method)
+    if outcome.kind == "mixing":
+        return replace(outcome, kind="found" if has_fault(plan) else "accused")
+    return outcome
 
 
-def _without_named(text: str, layers: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    modules = [name for name in re.split(r"[\s:;,\"']+", text.split("pass layers=")[0]) if name]
-    silent = lambda name: any(name.startswith(f"{module}.") for module in modules)  # noqa: E731
-    return {layer: names for layer, names in layers.items() if not any(map(silent, names))}
-
-
-def _measure(
-    plan: Plan, model: nn.Module, loader: list[Any], layers: dict[str, tuple[str, ...]], method: str, expected: Tensor
-) -> tuple[str, str]:
-    options = {"layers": layers, "likelihood": plan.likelihood, "labels": "exact", "method": method}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = fisher_trace(model, loader, **options).values
-    except ValueError as error:
-        return "refused", str(error)
-    except Exception as error:
-        return "raw", f"{type(error).__name__}: {error}"
-    if torch.allclose(found, expected, rtol=1e-8, atol=1e-13 * float(expected.max()) + 1e-25):
-        return "right", ""
-    off = ((found - expected).abs() / (expected + 1e-13 * expected.max())).amax(dim=0)
-    worst = int(off.argmax())
-    return "silent", f"{list(layers)[worst]} is off by {off[worst]:.3g}"
-
-
-def _row(batch: Any, i: int) -> Any:
-    if isinstance(batch, dict):
-        return {name: x[i : i + 1] for name, x in batch.items()}
-    return tuple(x[i : i + 1] for x in batch) if isinstance(batch, tuple) else batch[i : i + 1]
-
-
-def _names_something(text: str, model: nn.Module, layers: dict[str, tuple[str, ...]]) -> bool:
-    names = {name for name, _ in model.named_modules()} | set(layers) | {name for name, _ in model.named_parameters()}
-    return "module ''" in text or any(name in text for name in names if name)
+def failed(outcome: Outcome) -> bool:
+    return outcome.failed or outcome.kind == "accused"
 
 
 def has_fault(plan: Plan) -> bool:
@@ -360,13 +286,13 @@ def main() -> None:
         if index not in done:
             plan = draw(options.seed, index, options.faults, options.pending)
             outcome = attack(plan)
-            smallest = shrink(plan, outcome.kind) if outcome.failed else plan
+            smallest = shrink(plan, outcome.kind) if failed(outcome) else plan
             done[index] = {"index": index, **asdict(outcome), "plan": repr(smallest)}
             if options.out:
                 with options.out.open("a") as file:
                     file.write(json.dumps(done[index]) + "\n")
-            if outcome.failed:
-                print(f"model {index}: {outcome.kind}: {attack(smallest).detail}\n    {smallest}", flush=True)
+            if failed(outcome):
+                print(f"model {index}: {outcome.kind}: {attack(smallest).path}\n    {smallest}", flush=True)
     print(dict(Counter(record["kind"] for record in done.values())))
 
 

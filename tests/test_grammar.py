@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-import grammar
 import pytest
+import remedies
 import torch
-from grammar import Plan, attack, draw, shrink
+from grammar import Plan, attack, draw, failed, shrink
 from grammar_blocks import RULES
 
 from fisherdyn.fisher.rules import RULES as RULES_OF_HOOKS
@@ -44,7 +44,7 @@ def _pending(known: dict, names: Iterable) -> list:
 @pytest.mark.parametrize("index", _pending({12: CHECKPOINTED, 59: NO_ROWS}, range(MODELS)))
 def test_right_or_refused_with_a_remedy(index):
     outcome = attack(draw(SEED, index))
-    assert not outcome.failed, outcome
+    assert not failed(outcome), outcome
 
 
 @pytest.mark.parametrize("name", _pending({**NOT_YET, "routed_experts": NO_ROWS}, RULES))
@@ -54,7 +54,7 @@ def test_each_block_alone(name):
     inner = ("image_convolution",) if image else ("linear",)
     shape, front = ("image", "image") if image else ("sequence", "series")
     outcome = attack(replace(PLAIN, shape=shape, front=front, blocks=((name, *[inner] * rule.children),)))
-    assert not outcome.failed, outcome
+    assert not failed(outcome), outcome
 
 
 def test_planted_faults_are_found():
@@ -74,7 +74,7 @@ def test_a_wrong_rule_is_found(monkeypatch):
 
 def test_a_vague_refusal_an_exception_and_a_changed_model_are_found(monkeypatch):
     def measured_by(fault: Callable[..., None]) -> str:
-        monkeypatch.setattr(grammar, "fisher_trace", fault)
+        monkeypatch.setattr(remedies, "fisher_trace", fault)
         return attack(PLAIN).kind
 
     def change(model: torch.nn.Module, *args: object, **options: object) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
-from . import adapted, huggingface, networks
+from . import huggingface, networks
 from .huggingface import SMALL
 from .specimen import REFUSED, ZOO, Specimen, tokens
 
-__all__ = ["REFUSED", "SMALL", "ZOO", "Specimen", "adapted", "huggingface", "networks", "specimen", "tokens"]
+if importlib.util.find_spec("adapters"):  # not beside transformers 5
+    from . import adapted  # noqa: F401
+
+__all__ = ["REFUSED", "SMALL", "ZOO", "Specimen", "huggingface", "networks", "specimen", "tokens"]
 
 
 def specimen(name: str) -> Specimen:
