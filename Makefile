@@ -6,13 +6,21 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 EVERYTHING := tasks,sweep,cluster,data,peft,trainers,notebooks,minilm,dev,peers
 PEERS := backpack-for-pytorch curvlinops-for-pytorch nngeometry opacus
 
-.PHONY: permutations test check fuzz figures notebooks clean
+CORE := $(addprefix tests/test_,$(addsuffix .py,probing layers likelihoods trace recorder schedule trainer families zoo wirings where_others_go_wrong))
+
+.PHONY: permutations test test-nightly test-transformers5 check fuzz figures notebooks clean
 
 permutations: .venv/.run  ## the paper's schedule-permutation study on the embedded world, about 5 minutes on 2 cores
 	$(BIN)/python -m fisherdyn.sweep permutations $(ARGS)
 
 test: check  ## all that CI runs
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-nightly: .venv/.dev  ## more of the same: every family of models
+	$(BIN)/python -m pytest -m nightly --numprocesses auto
+
+test-transformers5: .venv-transformers5/.core  ## the core, beside a transformers that the adapters library does not take yet
+	.venv-transformers5/bin/python -m pytest --numprocesses auto --dist loadfile $(CORE)
 
 check: .venv/.dev
 	$(BIN)/ruff check .
@@ -41,9 +49,16 @@ figures: .venv/.run  ## README's pictures, from data/; all figures and tables: p
 	$(INSTALL) --no-deps $(PEERS)
 	@touch $@ .venv/.run
 
+.venv-transformers5/.core: pyproject.toml constraints.txt | .venv/bin/python
+	$(PYTHON) -m venv .venv-transformers5
+	grep -Ev '^(adapters|transformers|tokenizers|huggingface_hub|safetensors|typer|peft|accelerate)==' constraints.txt > $(@D)/constraints.txt
+	.venv-transformers5/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(@D)/constraints.txt \
+	  --editable . 'transformers>=5,<6' accelerate peft lightning beartype pytest pytest-xdist
+	@touch $@
+
 notebooks: .venv/.dev  ## every notebook from its source, run in full
 	$(BIN)/jupytext --to ipynb notebooks/*.py
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache fuzz.jsonl
+	rm -rf .venv .venv-transformers5 build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache fuzz.jsonl

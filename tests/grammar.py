@@ -6,6 +6,7 @@ import argparse
 import copy
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -271,6 +272,11 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
 # The command
 
 
+def _sign(outcome: Outcome) -> tuple[str, str]:
+    """By which failures of one cause are known, so that one of them is shrunk and shown."""
+    return outcome.kind, re.sub(r"[\d.]+", "", outcome.path.split(" -> ")[-1])[:90]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=int, default=2000)
@@ -286,12 +292,15 @@ def main() -> None:
         if index not in done:
             plan = draw(options.seed, index, options.faults, options.pending)
             outcome = attack(plan)
-            smallest = shrink(plan, outcome.kind) if failed(outcome) else plan
+            new = failed(outcome) and not any(
+                _sign(outcome) == _sign(Outcome(r["kind"], r["path"])) for r in done.values()
+            )
+            smallest = shrink(plan, outcome.kind) if new else plan
             done[index] = {"index": index, **asdict(outcome), "plan": repr(smallest)}
             if options.out:
                 with options.out.open("a") as file:
                     file.write(json.dumps(done[index]) + "\n")
-            if failed(outcome):
+            if new:
                 print(f"model {index}: {outcome.kind}: {attack(smallest).path}\n    {smallest}", flush=True)
     print(dict(Counter(record["kind"] for record in done.values())))
 
