@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 EVERYTHING := tasks,sweep,cluster,data,peft,trainers,notebooks,minilm,dev,peers
 PEERS := backpack-for-pytorch curvlinops-for-pytorch nngeometry opacus
 
-CORE := $(addprefix tests/test_,$(addsuffix .py,probing layers likelihoods trace recorder schedule trainer families zoo wirings where_others_go_wrong))
+CORE := $(addprefix tests/test_,$(addsuffix .py,probing layers likelihoods trace recorder schedule trainer trace families zoo wirings where_others_go_wrong))
 
 .PHONY: permutations test test-nightly test-transformers5 check fuzz figures notebooks clean
 
@@ -19,8 +19,10 @@ test: check  ## all that CI runs
 test-nightly: .venv/.dev  ## more of the same: every family of models
 	$(BIN)/python -m pytest -m nightly --numprocesses auto
 
-test-transformers5: .venv-transformers5/.core  ## the core, beside a transformers that the adapters library does not take yet
-	.venv-transformers5/bin/python -m pytest --numprocesses auto --dist loadfile $(CORE)
+# Not vmap, which cannot map how version 5 makes its masks, and not what needs the adapters library.
+test-transformers5: .venv-transformers5/.core  ## the core with transformers 5, which the adapters library does not take yet
+	.venv-transformers5/bin/python -m pytest --numprocesses auto --dist loadfile -W ignore::FutureWarning $(CORE) \
+	  -k 'not vmap and not bottleneck and not probe_is_a_dataset'
 
 check: .venv/.dev
 	$(BIN)/ruff check .

@@ -3,8 +3,6 @@ that is right. `make test` runs some, `make test-nightly` the others."""
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import transformers
 from oracle import per_example_trace
@@ -36,8 +34,7 @@ def test_a_family(family):
 
 @pytest.mark.parametrize("tuned", _some_nightly(TUNED, ("lora_and", "lora_with", "dora", "ia3", "compacter", "prompt")))
 def test_a_method_of_tuning(tuned):
-    if importlib.util.find_spec(tuned.library) is None:
-        pytest.skip(f"{tuned.library} is not installed")
+    pytest.importorskip(tuned.library)
     right_or_refused(*tuned.make())
 
 

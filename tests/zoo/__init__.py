@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 
 import torch
 
@@ -10,7 +10,7 @@ from . import huggingface, networks
 from .huggingface import SMALL
 from .specimen import REFUSED, ZOO, Specimen, tokens
 
-if importlib.util.find_spec("adapters"):  # not beside transformers 5
+with contextlib.suppress(ModuleNotFoundError):  # no adapters library beside transformers 5
     from . import adapted  # noqa: F401
 
 __all__ = ["REFUSED", "SMALL", "ZOO", "Specimen", "huggingface", "networks", "specimen", "tokens"]

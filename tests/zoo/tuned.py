@@ -1,4 +1,4 @@
-"""A BERT tuned by the methods of peft and of the adapters library, a line each: with the layers that are found, in float64."""
+"""A BERT tuned by the methods of peft and of the adapters library, a line each: default layers, in float64."""
 
 from __future__ import annotations
 
