@@ -79,6 +79,7 @@ class Family:
         options = {**GENERAL, **self.options}
         config = kind.config_class(**{name: value for name, value in options.items() if value is not None})
         config._attn_implementation = "eager"
+        config._experts_implementation = "eager"  # version 5: its default knows no float64
         model = kind(config).double().eval()
         inputs = {name: x.double() if x.is_floating_point() else x for name, x in self.inputs().items()}
         return model, inputs
