@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import adapters
 import pytest
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -32,7 +31,7 @@ def test_blocks_of_encoder_and_decoder_are_two_layers():
         encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=16,
     )  # fmt: skip
     model = BartForSequenceClassification(config)
-    adapters.init(model)
+    pytest.importorskip("adapters").init(model)
     model.add_adapter("task", config="seq_bn")
     layers = list(adapter_layers(model, "task"))
     assert len(layers) == 4
@@ -53,7 +52,7 @@ def test_lora_of_peft_is_found_by_block(targets, expected):
 
 def test_lora_of_adapters_is_found_by_block():
     model = bert().model
-    adapters.init(model)
+    pytest.importorskip("adapters").init(model)
     model.add_adapter("task", config="lora")
     model.train_adapter("task")
     layers = find_layers(model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import adapters
 import numpy as np
 import pytest
 import torch
@@ -49,7 +48,7 @@ def peft() -> tuple[nn.Module, list]:
 
 def adapted(config: str) -> nn.Module:
     model = bert()
-    adapters.init(model)
+    pytest.importorskip("adapters").init(model)
     model.add_adapter("task", config=config)
     model.train_adapter("task")
     return randomised(model)

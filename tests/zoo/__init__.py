@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
-from . import adapted, huggingface, networks
+from . import huggingface, networks
 from .huggingface import SMALL
 from .specimen import ZOO, Specimen, tokens
 
-__all__ = ["SMALL", "ZOO", "Specimen", "adapted", "huggingface", "networks", "specimen", "tokens"]
+with contextlib.suppress(ModuleNotFoundError):  # no adapters library beside transformers 5
+    from . import adapted  # noqa: F401
+
+__all__ = ["SMALL", "ZOO", "Specimen", "huggingface", "networks", "specimen", "tokens"]
 
 
 def specimen(name: str) -> Specimen:

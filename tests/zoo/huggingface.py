@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AlbertConfig,
@@ -37,25 +38,27 @@ from transformers import (
 from .specimen import Specimen, keep, tokens
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20}
+MAPPED = int(transformers.__version__.split(".")[0]) < 5
+"""From version 5 on, the library looks into a mask before it uses it, which torch.func cannot map."""
 _BLOCKS = r"layer\.(\d+)\."
 
 
 @keep
 def bert() -> Specimen:
     config = BertConfig(vocab_size=30, num_labels=3, attn_implementation="eager", **SMALL)
-    return Specimen(BertForSequenceClassification(config), tokens(), _BLOCKS)
+    return Specimen(BertForSequenceClassification(config), tokens(), _BLOCKS, mappable=MAPPED)
 
 
 @keep
 def roberta() -> Specimen:
     config = RobertaConfig(vocab_size=30, num_labels=2, attn_implementation="eager", pad_token_id=0, **SMALL)
-    return Specimen(RobertaForSequenceClassification(config), tokens(), _BLOCKS)
+    return Specimen(RobertaForSequenceClassification(config), tokens(), _BLOCKS, mappable=MAPPED)
 
 
 @keep
 def electra() -> Specimen:
     config = ElectraConfig(vocab_size=30, num_labels=5, embedding_size=8, attn_implementation="eager", **SMALL)
-    return Specimen(ElectraForSequenceClassification(config), tokens(), _BLOCKS)
+    return Specimen(ElectraForSequenceClassification(config), tokens(), _BLOCKS, mappable=MAPPED)
 
 
 @keep
@@ -63,7 +66,7 @@ def distilbert() -> Specimen:
     config = DistilBertConfig(
         vocab_size=30, num_labels=3, dim=16, hidden_dim=20, n_heads=2, n_layers=2, attn_implementation="eager"
     )
-    return Specimen(DistilBertForSequenceClassification(config), tokens(), _BLOCKS)
+    return Specimen(DistilBertForSequenceClassification(config), tokens(), _BLOCKS, mappable=MAPPED)
 
 
 @keep
@@ -78,13 +81,13 @@ def bert_whole() -> Specimen:
 def albert() -> Specimen:
     """One block, called twice."""
     config = AlbertConfig(vocab_size=30, num_labels=3, embedding_size=8, attn_implementation="eager", **SMALL)
-    return Specimen(AlbertForSequenceClassification(config), tokens(), r"(encoder|classifier)")
+    return Specimen(AlbertForSequenceClassification(config), tokens(), r"(encoder|classifier)", mappable=MAPPED)
 
 
 @keep
 def xlm_roberta() -> Specimen:
     config = XLMRobertaConfig(vocab_size=30, num_labels=3, attn_implementation="eager", pad_token_id=0, **SMALL)
-    return Specimen(XLMRobertaForSequenceClassification(config), tokens())
+    return Specimen(XLMRobertaForSequenceClassification(config), tokens(), mappable=MAPPED)
 
 
 def _deberta(layers: str, slowly: str | None = None) -> Specimen:
@@ -155,15 +158,17 @@ class T5Classifier(nn.Module):
 
 @keep
 def t5() -> Specimen:
-    layers = r"(block\.\d+\..*(?:\.[qkvo]|wi|wo|norm)\.|shared|final_layer_norm|head)"
-    return Specimen(T5Classifier(), tokens(), layers, single_inside=True)
+    layers = (
+        r"(block\.\d+\..*(?:\.[qkvo]|wi|wo|norm)\.|final_layer_norm|head)"  # its embedding: two modules in version 5
+    )
+    return Specimen(T5Classifier(), tokens(), layers, mappable=MAPPED, single_inside=True)
 
 
 @keep
 def t5_relative_positions() -> Specimen:
     """A bias that is the same for all examples."""
-    slowly = "several examples' at once"
-    return Specimen(T5Classifier(), tokens(), r"(relative_attention_bias)", single_inside=True, slowly=slowly)
+    layers, slowly = r"(relative_attention_bias)", "several examples' at once"
+    return Specimen(T5Classifier(), tokens(), layers, mappable=MAPPED, single_inside=True, slowly=slowly)
 
 
 @keep
@@ -177,7 +182,7 @@ def clip() -> Specimen:
 
 def _masked_language_model(layers: str) -> Specimen:
     config = BertConfig(vocab_size=12, attn_implementation="eager", **SMALL)
-    return Specimen(BertForMaskedLM(config), tokens(3, 4, 12), layers, likelihood="token")
+    return Specimen(BertForMaskedLM(config), tokens(3, 4, 12), layers, mappable=MAPPED, likelihood="token")
 
 
 @keep
