@@ -21,7 +21,7 @@ class Split:
 
     Attributes:
         repository, config, split, revision: on the hub.
-        file: name in a local folder, without its ending (.jsonl, .json or .parquet).
+        file: name in a local folder, without its ending (`reading.ENDINGS`).
         fields: that every row has.
     """
 
@@ -62,6 +62,11 @@ MLQA_TEST = Split(
     "test-context-{lang}-question-{lang}",
     _ANSWER,
 )
+_SIB = ("Davlan/sib200", "38977a667f6fc264d5c26ec57a01e16db040b358", "{lang}")
+_TOPIC = ("category", "text")
+SIB_TRAIN = Split(*_SIB, "train", "{lang}/train", _TOPIC)
+SIB_DEV = Split(*_SIB, "validation", "{lang}/dev", _TOPIC)
+SIB_TEST = Split(*_SIB, "test", "{lang}/test", _TOPIC)
 
 _WIKI = "AdapterHub/{model}-{lang}-wiki_pfeiffer"
 

