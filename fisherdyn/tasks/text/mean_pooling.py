@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -37,13 +36,14 @@ class MeanPoolingClassifier(PreTrainedModel):
         missing = [f"{cls.base_model_prefix}.{key}" for key in info["missing_keys"] if not key.startswith("pooler.")]
         return cls(encoder, num_labels), {**info, "missing_keys": missing}
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, **inputs: Any
-    ) -> SequenceClassifierOutput:
+    def features(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
+        """The mean of the encoder's outputs over the tokens of each text: (n, hidden)."""
+        states = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        weight = attention_mask.unsqueeze(-1).to(states.dtype)
+        return (states * weight).sum(1) / weight.sum(1)
+
+    def forward(self, labels: Tensor | None = None, **inputs: Any) -> SequenceClassifierOutput:
         """Logits (n, classes) and, if labels (n,) are given, the mean cross-entropy."""
-        outputs = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs)
-        weight = attention_mask.unsqueeze(-1).to(outputs.last_hidden_state.dtype)
-        mean = (outputs.last_hidden_state * weight).sum(1) / weight.sum(1)
-        logits = self.classifier(mean)
-        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        logits = self.classifier(self.features(**inputs))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -137,20 +137,9 @@ class TextTask(TransferTask):
         pooler). The global random state is restored.
         """
         _ = self.tokenizer  # fail early
-        repository, revision = self.place
-        with (
-            torch.random.fork_rng(),
-            _quiet(),
-            loading(f"model {self.model}", "connect once, or give a folder with --model"),
-        ):
+        with torch.random.fork_rng(), _quiet(), self._loading():
             torch.manual_seed(seed)
-            model, info = self.head.from_pretrained(
-                repository,
-                revision=revision,
-                num_labels=self.num_labels,
-                weights_only=True,
-                output_loading_info=True,
-            )
+            model, info = self.pretrained()
             encoder = model.base_model_prefix + "."
             fresh = {name for name, _ in model.named_parameters() if not name.startswith(encoder)}
             tunings.attach(
@@ -162,6 +151,17 @@ class TextTask(TransferTask):
                 languages=partial(self.language_adapters.add_to, languages=(self.source, *self.targets)),
             )
         return model
+
+    def pretrained(self) -> tuple[Any, dict[str, Any]]:
+        """The pretrained model under a fresh head, and transformers' `output_loading_info`."""
+        repository, revision = self.place
+        with _quiet(), self._loading():
+            return self.head.from_pretrained(
+                repository, revision=revision, num_labels=self.num_labels, weights_only=True, output_loading_info=True
+            )
+
+    def _loading(self) -> AbstractContextManager[None]:
+        return loading(f"model {self.model}", "connect once, or give a folder with --model")
 
     def train_loader(self, seed: int) -> ShuffledBatches:
         data = self._train
