@@ -262,7 +262,7 @@ def few(tmp_path_factory) -> Path:
 
 @real
 def test_a_short_study_of_real_languages(few, tmp_path, monkeypatch, capsys):
-    """12 steps, 3 languages, by one command, from the top down; another command finds the folder, and `--model DIR` gives the same model."""
+    """12 steps, 3 languages, by one command; another finds the folder, and `--model DIR` gives the same model."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     short = ["--seeds", "1", "--steps", "12", "--interval", "1", "--record-every", "12", "--workers", "1"]
