@@ -165,6 +165,9 @@ def test_any_language_can_be_the_source():
     task = SIB200(model="nobody/reads-this", source="es")
     assert task.source == "spa_Latn"
     assert task.targets == tuple(code for code in PAPERS.values() if code != "spa_Latn")
+    with pytest.raises(ValueError, match="language spa_Latn is the source: choose other languages as targets"):
+        targets("de", "es", source="spa_Latn")
+    assert targets("de", "deu_Latn", source="spa_Latn") == ("deu_Latn",)
     with pytest.raises(ValueError, match="unknown source xx of task sib200: choose from ace_Arab"):
         SIB200(source="xx")
 

@@ -110,7 +110,12 @@ class SIB200(ClassifyingTask):
             requested = tuple(code for code in self.targets_of_paper if code != self.source)
         elif len(requested) == 1 and Path(requested[0]).is_file():
             requested = tuple(Path(requested[0]).read_text(encoding="utf-8").split())
-        return super()._choose_targets(tuple(PAPERS.get(code, code) for code in requested))
+        codes = tuple(dict.fromkeys(PAPERS.get(code, code) for code in requested))
+        if self.source in codes:
+            raise ValueError(
+                f"language {self.source} is the source: choose other languages as targets, or another --source"
+            )
+        return super()._choose_targets(codes)
 
     def validate(self, rows: list[Row], where: str) -> None:
         wrong = [row["category"] for row in rows if row["category"] not in CATEGORIES]

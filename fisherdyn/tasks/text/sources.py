@@ -10,6 +10,7 @@ MODELS: dict[str, tuple[str, str]] = {
         "google-bert/bert-base-multilingual-cased",
         "3f076fdb1ab68d5b2880cb87a0886f315b8146f8",
     ),
+    "intfloat/multilingual-e5-small": ("intfloat/multilingual-e5-small", "fd1525a9fd15316a2d503bf26ab031a61d056e98"),
     "microsoft/mdeberta-v3-base": ("microsoft/mdeberta-v3-base", "a0484667b22365f84929a935b5e50a51f71f159d"),
 }
 """Name -> (repository, pinned revision). Any other name is a folder, or a repository at its newest revision."""
