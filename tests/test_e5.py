@@ -265,7 +265,20 @@ def test_a_short_study_of_real_languages(few, tmp_path, monkeypatch, capsys):
     """12 steps, 3 languages, by one command; another finds the folder, and `--model DIR` gives the same model."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    short = ["--seeds", "1", "--steps", "12", "--interval", "1", "--record-every", "12", "--workers", "1"]
+    short = [
+        "--seeds",
+        "1",
+        "--steps",
+        "12",
+        "--interval",
+        "1",
+        "--record-every",
+        "12",
+        "--workers",
+        "1",
+        "--train-examples",
+        "16",
+    ]
     places = ["--data", str(few), "--languages", "de,sw,zh", "--out", str(tmp_path / "out")]
     assert main(["compare", "--task", "sib200", *places, *short, "--only", "top-down"]) == 0
     said = capsys.readouterr().out

@@ -202,8 +202,9 @@ class TextTask(TransferTask):
         """All rows of TRAIN, DEVELOPMENT or TEST in a language."""
         return read(self.splits[which], language, self.data)
 
-    def split(self, which: int, language: str) -> list[Row]:
-        """The rows of TRAIN, DEVELOPMENT or TEST in a language, or the random subsample of the requested size."""
+    def split(self, which: int, language: str | None = None) -> list[Row]:
+        """The rows of TRAIN, DEVELOPMENT or TEST in a language (default: the source), or a subsample of the requested size."""
+        language = language or self.source
         rows = self.rows(which, language)
         where = self.splits[which].file.format(lang=language)
         self.validate(rows, where)
@@ -215,7 +216,7 @@ class TextTask(TransferTask):
 
     @cached_property
     def _train(self) -> Sequence[Any]:
-        return self.examples(self.split(TRAIN, self.source))
+        return self.examples(self.split(TRAIN))
 
 
 @contextmanager
