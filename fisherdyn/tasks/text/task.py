@@ -203,7 +203,7 @@ class TextTask(TransferTask):
         return read(self.splits[which], language, self.data)
 
     def split(self, which: int, language: str | None = None) -> list[Row]:
-        """The rows of TRAIN, DEVELOPMENT or TEST in a language (default: the source), or a subsample of the requested size."""
+        """Rows of TRAIN, DEVELOPMENT or TEST in a language (default: the source), or a subsample of the requested size."""
         language = language or self.source
         rows = self.rows(which, language)
         where = self.splits[which].file.format(lang=language)
