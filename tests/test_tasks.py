@@ -325,7 +325,7 @@ def test_what_is_missing_or_damaged_is_one_line(hub, tmp_path, harm):
     [
         ({"languages": ("xx",)}, "unknown language xx of task xquad: choose from ar, de"),
         ({"languages": ("ru",)}, "no language adapter of .* for ru"),
-        ({"tuning": "prefix"}, "unknown tuning 'prefix': choose one of adapter, lora, full"),
+        ({"tuning": "prefix"}, "unknown tuning 'prefix': choose one of adapter, task_adapter, lora, full"),
         ({"speed": 3}, "task 'xquad' has no option speed: it has model, data"),
     ],
 )
