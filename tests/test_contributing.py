@@ -64,7 +64,7 @@ class Model(nn.Module):
 
 
 class Task:
-    name, source, targets, skipped, distances = "mine", "here", ("there",), {}, {}
+    name, source, targets, skipped, coordinates = "mine", "here", ("there",), {}, {}
 
     def check(self):
         pass

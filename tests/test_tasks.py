@@ -193,7 +193,7 @@ def test_the_gaps_of_the_hub_are_the_papers():
 
 def test_everything_on_the_hub_is_pinned():
     splits = [value for value in vars(sources).values() if isinstance(value, sources.Split)]
-    assert len(splits) == 10
+    assert len(splits) == 13
     revisions = [split.revision for split in splits] + [revision for _, revision in sources.MODELS.values()]
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)
 
@@ -325,7 +325,7 @@ def test_what_is_missing_or_damaged_is_one_line(hub, tmp_path, harm):
     [
         ({"languages": ("xx",)}, "unknown language xx of task xquad: choose from ar, de"),
         ({"languages": ("ru",)}, "no language adapter of .* for ru"),
-        ({"tuning": "prefix"}, "unknown tuning 'prefix': choose one of adapter, lora, full"),
+        ({"tuning": "prefix"}, "unknown tuning 'prefix': choose one of adapter, task_adapter, lora, full"),
         ({"speed": 3}, "task 'xquad' has no option speed: it has model, data"),
     ],
 )

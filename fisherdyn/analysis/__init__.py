@@ -18,7 +18,7 @@ from .correlations import correlation, partial_correlation
 from .curves import learning_curve, learning_curve_se, smooth, to_unit
 from .intervals import Interval, adjusted, mean_interval, over_seeds, trace_interval
 from .power import detectable, points_needed, power, seeds_needed
-from .results import by_schedule, groups, result, results, summarise, transfer
+from .results import by_schedule, groups, result, results, summarise, transfer, tuned
 from .schedule_correlation import (
     across_schedules,
     mixed_correlation,
@@ -43,6 +43,7 @@ __all__ = [
     "result",
     "results",
     "transfer",
+    "tuned",
     "summarise",
     "by_schedule",
     "groups",

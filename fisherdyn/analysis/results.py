@@ -16,6 +16,9 @@ LAST_QUARTER = 0.75
 GROUP_WIDTH = 0.01
 """Footnote 9: runs within one point of the best ungrouped one are a group."""
 
+ALONE = "task_adapter"
+"""The tuning that has task adapters but no language adapters."""
+
 Runs = TypeVar("Runs", xr.DataArray, xr.Dataset)
 
 
@@ -71,6 +74,12 @@ def results(ds: xr.Dataset) -> xr.Dataset:
     if "exact_match" in ds:
         variables["exact_match"] = result(ds, "exact_match")
     return xr.Dataset(variables)
+
+
+def tuned(ds: xr.Dataset) -> str:
+    """What runs trained where it is less than the paper's adapters over language adapters, as a sentence; else ""."""
+    tunings = ds["tuning"].values.tolist() if "tuning" in ds.coords else [ds.attrs.get("tuning")]
+    return "Task adapters alone were trained, without the language adapters of the paper" if ALONE in tunings else ""
 
 
 def summarise(ds: xr.Dataset) -> xr.Dataset:

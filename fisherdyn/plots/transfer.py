@@ -71,9 +71,8 @@ def figure_4(ds: xr.Dataset) -> Figure:
         first, second = figure.subplots(1, 2)
         left, _ = groups(first, second, ds)
         handles, labels = left.get_legend_handles_labels()
-        figure.legend(
-            handles, labels, title="mean transfer, % (schedules)", loc="outside lower center", ncols=min(3, len(labels))
-        )
+        title = "\n".join(filter(None, [analysis.tuned(ds), "mean transfer, % (schedules)"]))
+        figure.legend(handles, labels, title=title, loc="outside lower center", ncols=min(3, len(labels)))
         return figure
 
 

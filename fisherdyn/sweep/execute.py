@@ -53,7 +53,7 @@ def execute(
         seed=run.seed,
         on_step=on_step,
     )
-    return _with_distances(_with_exact_match(ds, metrics), task.distances)
+    return _with_coordinates(_with_exact_match(ds, metrics), task.coordinates)
 
 
 def _of(kind: type, settings: Settings) -> dict[str, Any]:
@@ -72,9 +72,8 @@ def _with_exact_match(ds: xr.Dataset, metrics: Mapping[str, Metric]) -> xr.Datas
     return record.describe(ds)
 
 
-def _with_distances(ds: xr.Dataset, distances: Mapping[str, float]) -> xr.Dataset:
-    if not distances:
-        return ds
+def _with_coordinates(ds: xr.Dataset, coordinates: Mapping[str, Mapping[str, str | float]]) -> xr.Dataset:
+    targets = ds["target"].values.tolist()
     return record.describe(
-        ds.assign_coords(distance=("target", [distances[str(target)] for target in ds["target"].values]))
+        ds.assign_coords({name: ("target", [of[target] for target in targets]) for name, of in coordinates.items()})
     )

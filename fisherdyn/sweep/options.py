@@ -46,15 +46,18 @@ class TaskOptions:
     task: str = "world"
     """What is trained on: TASKS, or MODULE:FACTORY for a task of your own."""
     model: str | None = None
-    """xlm-roberta-base (the default), bert-base-multilingual-cased, microsoft/mdeberta-v3-base, or a folder."""
+    """xlm-roberta-base, bert-base-multilingual-cased, microsoft/mdeberta-v3-base, multilingual-e5-small, or a folder
+    (default: the task's)."""
     data: str | None = None
     """Folder with the data sets (default: the hub)."""
     adapters: str | None = None
     """Folder with language adapters, one per language (default: the hub)."""
     tuning: str | None = None
-    """adapter (MAD-X, the default), lora or full."""
+    """adapter (MAD-X), task_adapter (without language adapters), lora or full (default: the task's)."""
+    source: str | None = None
+    """Language that is trained on (default: English)."""
     languages: CommaSeparated | None = None
-    """Targets, separated by commas, such as ar,de (default: the task's)."""
+    """Targets, separated by commas, such as ar,de; of sib200 also all, paper or a file of codes (default: the task's)."""
     train_examples: Count | None = None
     """Size of a random subsample of the training set (default: all of it)."""
 
@@ -77,7 +80,7 @@ class RunOptions:
     record_every: Count | None = None
     """Steps between records of tr(F) (default: 15 records per run on the world, 40 on the paper's tasks)."""
     evaluate_every: Count | None = None
-    """Steps between evaluations of the targets (default: four per run)."""
+    """Steps between evaluations of the targets (default: four per run; one at the end on sib200)."""
     device: str | None = None
     """Device that torch trains on, such as cpu or cuda (default: cuda where there is one)."""
 

@@ -20,9 +20,6 @@ from .recipes import Recipe
 from .runs import Run, Settings
 from .store import SweepStore
 
-EVALUATIONS = 4
-"""Evaluations of the targets in a run."""
-
 
 def plan(command: Command) -> tuple[list[Run], Settings]:
     """The runs and what they share.
@@ -47,10 +44,10 @@ def plan(command: Command) -> tuple[list[Run], Settings]:
 def _shared(options: Options, recipe: Recipe) -> Settings:
     """What all runs share: top-down's settings, and the task's options."""
     known = tasks.options(options.task)
-    of_task: dict[str, Any] = {"tuning": "adapter"} if "tuning" in known else {}
+    of_task: dict[str, Any] = {"tuning": known["tuning"]} if "tuning" in known else {}
     of_task |= options.of_task()
     task = tasks.load(options.task, **of_task)
-    if task.skipped:
+    if task.skipped or options.languages:
         of_task["languages"] = list(task.targets)  # full fine-tuning too is tested where adapters can be
     if recipe.batch:
         of_task["batch"] = recipe.batch
@@ -76,7 +73,7 @@ def _cadence(settings: Settings, options: Options, recipe: Recipe) -> dict[str, 
     """Steps between records and evaluations: a run of any length has as many as another."""
     return {
         "record_every": options.record_every or max(1, settings.steps // recipe.records),
-        "evaluate_every": options.evaluate_every or max(1, settings.steps // EVALUATIONS),
+        "evaluate_every": options.evaluate_every or max(1, settings.steps // recipe.evaluations),
     }
 
 
@@ -170,6 +167,6 @@ def folder_of(command: Command) -> Path:
     named = [command.study.name]
     if not command.study.file and options.task != "world":
         named.append(options.task.replace(":", "-"))
-        if "model" in tasks.options(options.task):
-            named.append(Path(options.model or recipes.XLMR).name)
+        if model := options.model or tasks.options(options.task).get("model"):
+            named.append(Path(model).name)
     return Path("runs") / "-".join(named)

@@ -47,6 +47,8 @@ class Recipe:
     """Numbers of training examples of a low-resource study."""
     records: Count = 40
     """Records of tr(F) in a run."""
+    evaluations: Count = 4
+    """Evaluations of the targets in a run."""
     keep_best: bool = False
     """As for `fit`."""
     policies: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)

@@ -44,6 +44,7 @@ def table(ds: xr.Dataset) -> str:
         f"{ds.sizes['run']} runs, {seeds} {noun}, {ds.attrs['steps']} steps, k = {ds.attrs['interval']}{rate}. "
         f"Results: {summary['target_result'].attrs['of']}. Width: at half of the peak"
         + (", ≥ where the curve does not come down to it." if any("≥" in row for row in rows) else ".")
+        + (f" {tuned}." if (tuned := analysis.tuned(ds)) else "")
     )
     return "\n".join(rows)
 

@@ -58,6 +58,8 @@ def _footnote(ds: xr.Dataset, used: set[int]) -> str:
         f"{ds.sizes['run']} runs, {seeds} {'seed' if seeds == 1 else 'seeds'}{shared}. Results: "
         f"{analysis.result(ds).attrs['of']}; targets: {', '.join(map(str, ds['target'].values))}."
     ]
+    if tuned := analysis.tuned(ds):
+        said.append(f"{tuned}.")
     if skipped := ds.attrs.get("skipped"):
         said.append(f"Skipped: {skipped}.")
     return " ".join(said)

@@ -24,8 +24,8 @@ class Task(Protocol):
     """In the order of evaluation."""
     skipped: Mapping[str, str]
     """Targets that are left out -> the reason. They are not in the record, so that nothing there is NaN."""
-    distances: Mapping[str, float]
-    """Target -> its distance from the source; empty where distances are not known."""
+    coordinates: Mapping[str, Mapping[str, str | float]]
+    """What is known of the targets: a coordinate of the record -> target -> its value."""
 
     def check(self) -> None: ...
     def build_model(self, seed: int) -> nn.Module: ...
@@ -46,6 +46,7 @@ REGISTRY: dict[str, str | Factory] = {
     "xcopa": "fisherdyn.tasks.text.classify:XCOPA",
     "xquad": "fisherdyn.tasks.text.extract:XQuAD",
     "mlqa": "fisherdyn.tasks.text.extract:MLQA",
+    "sib200": "fisherdyn.tasks.text.sib200:SIB200",
 }
 """Task -> what makes it, or where that is: "module:factory"."""
 
@@ -59,13 +60,13 @@ def register(name: str, factory: Factory) -> None:
     REGISTRY[name] = factory
 
 
-def options(name: str) -> tuple[str, ...]:
-    """The names of a task's options.
+def options(name: str) -> dict[str, Any]:
+    """A task's options: name -> default.
 
     Raises:
         ValueError, ImportError: as `load`.
     """
-    return tuple(signature(_factory(name)).parameters)
+    return {option: parameter.default for option, parameter in signature(_factory(name)).parameters.items()}
 
 
 def load(name: str, **values: Any) -> Task:

@@ -26,7 +26,7 @@ class TransferTask:
     """
 
     name: ClassVar[str]
-    source: ClassVar[str]
+    source: str
     tuning: str
     targets: tuple[str, ...]
 

@@ -1,10 +1,10 @@
-"""Three ways to tune a model: MAD-X task adapters over frozen language adapters, LoRA, or every weight.
+"""Four ways to tune a model: MAD-X task adapters over frozen language adapters, task adapters alone, LoRA, or every weight.
 
 MAD-X (Pfeiffer et al. 2020) puts two adapters into each block: a frozen one for the language, then one for the task. The
 task adapter is trained above the source's language adapter and tested above the target's. A language's invertible adapter
 sits at the embeddings and is swapped together with the rest; its inverse is never used, because the head of a task
-predicts no tokens. LoRA (Hu et al. 2022) and full fine-tuning use no language adapters: the encoder alone carries what
-was learned to other languages.
+predicts no tokens. Task adapters alone, LoRA (Hu et al. 2022) and full fine-tuning use no language adapters: the encoder
+alone carries what was learned to other languages.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch import nn
 
 from ..layers import Layers, resolve_layers
 
-ADAPTER, LORA, FULL = "adapter", "lora", "full"
-TUNINGS = (ADAPTER, LORA, FULL)
+ADAPTER, TASK_ADAPTER, LORA, FULL = "adapter", "task_adapter", "lora", "full"
+TUNINGS = (ADAPTER, TASK_ADAPTER, LORA, FULL)
 TASK = "task"
 """The name of the tuned part in the model."""
 LORA_RANK, LORA_ALPHA = 8, 16
 """On the query and value projections, as Hu et al. do; the update is scaled by alpha / rank."""
 
 _BLOCK = re.compile(r"\.layer\.(\d+)\.")
-_TRAINED = {ADAPTER: f".adapters.{TASK}.", LORA: f".{TASK}.", FULL: "."}
+_TRAINED = {ADAPTER: f".adapters.{TASK}.", TASK_ADAPTER: f".adapters.{TASK}.", LORA: f".{TASK}.", FULL: "."}
 """Tuning -> a part of the names of the weights that it trains in a block."""
 
 
@@ -57,12 +57,13 @@ def attach(
     Fresh weights come from the global random state, which the caller forks.
     """
     check(tuning)
-    if tuning == ADAPTER:
+    if tuning in (ADAPTER, TASK_ADAPTER):
         adapters.init(model)
-        languages(model)
+        if tuning == ADAPTER:
+            languages(model)
         model.add_adapter(TASK, config=SeqBnConfig(reduction_factor=reduction))
         with _none_active_yet():
-            model.train_adapter(Stack(source, TASK))
+            model.train_adapter(Stack(source, TASK) if tuning == ADAPTER else TASK)
     elif tuning == LORA:
         _inject_lora(model)
     head_names = set(head)

