@@ -159,9 +159,13 @@ def _in_half_precision(dtype: torch.dtype) -> str:
 
 
 def _form(call: ModelCall) -> Hashable:
-    """What a model may branch on: which inputs there are, their dimensions and types, and values that are no tensors."""
+    """What a model may branch on: which inputs there are, their dimensions and types, and flags."""
     inputs = (*enumerate(call.args), *sorted(call.kwargs.items()))
-    return tuple((name, x.ndim, x.dtype) if isinstance(x, Tensor) else (name, repr(x)) for name, x in inputs)
+    return tuple((name, x.ndim, x.dtype) if isinstance(x, Tensor) else (name, _flag(x)) for name, x in inputs)
+
+
+def _flag(x: object) -> Hashable:
+    return x if isinstance(x, str | int | float | None) else type(x).__name__
 
 
 def _largest_cotangents(cotangents: Sequence[Tensor], norms: Tensor) -> tuple[Tensor, Tensor]:

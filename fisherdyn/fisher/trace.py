@@ -209,7 +209,7 @@ class Measurement:
         generator: torch.Generator | None,
     ) -> None:
         method.validate_labels(labels)
-        self.device = device_of(model)
+        self.device, self.process = device_of(model), rank()
         self.model = ModelIndex(model)
         validate_model(self.model)
         self.layers = resolve_layers(self.model, layers)
@@ -223,7 +223,7 @@ class Measurement:
 
     def measure(self, group: list[Batch]) -> BatchValues:
         """A group of batches, in one pass where they go together."""
-        return BatchValues(self._rows(group).cpu(), sum(map(count_in, group)), len(group), rank())
+        return BatchValues(self._rows(group).cpu(), sum(map(count_in, group)), len(group), self.process)
 
     def _rows(self, group: list[Batch]) -> Tensor:
         if len(group) > 1:
