@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BartConfig, BartForSequenceClassification
+from transformers import BartConfig, BartForSequenceClassification, T5Config, T5ForConditionalGeneration
 from zoo.huggingface import bert
 
 from fisherdyn.layers import adapter_layers, find_layers, resolve_layers
@@ -82,3 +82,13 @@ def test_lora_where_there_are_no_blocks_is_found_by_module():
 def test_what_is_no_choice_of_layers(choice, message):
     with pytest.raises(ValueError, match=message):
         resolve_layers(HeadFirst(), choice)
+
+
+def test_encoder_and_decoder_are_two_stacks():
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
+    layers = find_layers(T5ForConditionalGeneration(config))
+    blocks = [f"{stack}.block.{i}" for stack in ("encoder", "decoder") for i in range(2)]
+    assert [name for name in layers if "block" in name] == blocks
+    assert next(iter(layers)) == "embeddings"
+    assert layers["embeddings"] == ("shared.weight",)
+    assert layers["encoder"] == ("encoder.final_layer_norm.weight",)
