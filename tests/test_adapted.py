@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from adapters.composition import Average, Fuse, Split, Stack
-from test_families import SMALL, sums
+from test_tied_and_routed import SMALL, sums
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 

@@ -42,6 +42,6 @@ def test_a_batch_meets_few_files(monkeypatch):
     it = specimen("bert")
     loader = Traced(it.inputs)
     fisherdyn.probe(it.model, loader, layers=it.layers)
-    road = {f"fisher/{name}.py" for name in ("trace", "batches", "hooks", "rules", "check")}
+    road = {f"fisher/{name}.py" for name in ("trace", "batches", "hooks", "capture", "rules", "check")}
     road |= {"labels.py", "likelihoods.py", "outputs.py"}
     assert loader.files - {"fisher/running_mean.py"} == road

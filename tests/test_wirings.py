@@ -11,7 +11,7 @@ import torch
 from oracle import cast, per_example_trace
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
-from wirings import APART, WIRINGS, body_and_head
+from wirings import APART, MIXED, WIRINGS, body_and_head
 from zoo import SMALL, tokens
 
 from fisherdyn import fisher_trace, fit, policies
@@ -78,7 +78,6 @@ def test_a_certain_example_proves_nothing(labels):
 # When two examples are compared with plain autograd
 
 LAYERS = {name: (f"{name}.weight", f"{name}.bias") for name in ("0", "2")}
-MIXED = "has other logits than in its batch"
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 APART = "one example alone has another gradient"
 MIXES = "mixes examples"
+MIXED = "has other logits than in its batch"
 UNMAPPED = "torch.func cannot map"
 
 
@@ -421,7 +422,7 @@ def generated_weight() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.Linear(2, 36), head=nn.Linear(6, 3)), x(*ROW)
 
 
-@wiring(hooks=MIXES, loop=MIXES, vmap=MIXES, slowly=APART)
+@wiring(hooks=MIXED, loop=MIXES, vmap=MIXES)
 def expert_chooses_tokens() -> tuple[nn.Module, Tensor]:
     """A mixture of experts, whose expert takes as many tokens as there are examples."""
 
@@ -451,7 +452,7 @@ def tokens_routed() -> tuple[nn.Module, Tensor]:
     return Wired(wire, body=nn.Linear(6, 6), other=nn.Linear(6, 6), head=nn.Linear(6, 3)), batch
 
 
-@wiring(hooks=MIXES, loop=MIXES, vmap=MIXES, slowly=APART)
+@wiring(hooks=MIXED, loop=MIXES, vmap=MIXES)
 def batch_statistics() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         h = m.body(x)
@@ -460,7 +461,7 @@ def batch_statistics() -> tuple[nn.Module, Tensor]:
     return body_and_head(wire), x(*ROW)
 
 
-@wiring(hooks=MIXES, loop=MIXES, vmap=MIXES, slowly=APART)
+@wiring(hooks=MIXED, loop=MIXES, vmap=MIXES)
 def attention_between_examples() -> tuple[nn.Module, Tensor]:
     def wire(m: Wired, x: Tensor) -> Tensor:
         h = m.body(x)

@@ -103,7 +103,7 @@ class LayerCapture:
     def received_any(self) -> bool:
         return any(gradient is not None for call in self.gradients for gradient in call)
 
-    def squared_norms(self, examples: int, factors: Tensor, order: RowOrder, last: bool) -> dict[str, Tensor]:
+    def squared_norms(self, examples: int, factors: Tensor | None, order: RowOrder, last: bool) -> dict[str, Tensor]:
         """(examples,) for each measured parameter of the module that is not tied, which is kept for `TiedWeight`.
 
         After the last backward pass nothing else is kept.
@@ -132,13 +132,13 @@ class LayerCapture:
         return {}
 
     def _rows(
-        self, a: Tensor, d: Tensor, tagged: Tensor | None, factors: Tensor, order: RowOrder
+        self, a: Tensor, d: Tensor, tagged: Tensor | None, factors: Tensor | None, order: RowOrder
     ) -> tuple[Tensor, Tensor]:
         """Input and gradient of one call as (rows, positions, ...); one row an example where they had to be looked up."""
         assert self.rule is not None
         tagged = None if tagged is None else self.rule.gradients(self.module, tagged.reshape_as(d))
         a, d = self.rule.inputs(self.module, a), self.rule.gradients(self.module, d)
-        if tagged is None:
+        if tagged is None or factors is None:
             return a, d
         a, d, tagged = (x.flatten(0, 1) for x in (a, d, tagged))
         if len(a) != len(d):

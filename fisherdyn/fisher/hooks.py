@@ -35,7 +35,7 @@ from .batches import ModelCall
 from .capture import WITHOUT, LayerCapture, ModuleCall, capture_layers, expand_shared_row
 from .loop import LoopPass
 from .methods import DisagreementError, Method, NotSeparableError, Signature
-from .plain import PlainPass, pull_back
+from .plain import PlainPass
 from .rows import RowOrder, tags
 from .tied import TiedWeight
 
@@ -268,7 +268,7 @@ class CaptureSession:
         self._tag(cotangent)
         self._listening = True
         try:
-            pull_back(self.logits, self.lowest, cotangent, retain=not last)
+            torch.autograd.grad(self.logits, self.lowest, cotangent, retain_graph=not last, allow_unused=True)
         finally:
             self._listening = False
         in_part = [capture for capture in self.captures if capture.missing and capture.received_any]
@@ -295,8 +295,8 @@ class CaptureSession:
             return
         factors = self._factors.to(cotangent.dtype).reshape(-1, *(1,) * (cotangent.ndim - 1))
         edges = [edge for capture, i in calls if (edge := capture.edges[i][0]) is not None]
-        found = pull_back(self.logits, edges, cotangent * factors, retain=True)
-        for (capture, i), tagged in zip(calls, found, strict=True):
+        gradients = torch.autograd.grad(self.logits, edges, cotangent * factors, retain_graph=True, allow_unused=True)
+        for (capture, i), tagged in zip(calls, gradients, strict=True):
             if tagged is not None:
                 capture.tagged[i] = tagged
 
@@ -327,7 +327,9 @@ class CaptureSession:
     def _take_norms(self, capture: LayerCapture) -> None:
         device = next(d.device.type for call in capture.gradients for d in call if d is not None)
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            norms = capture.squared_norms(self.examples, self._factors, self.order, self._last)
+            norms = capture.squared_norms(
+                self.examples, self._factors if capture.tagged else None, self.order, self._last
+            )
         for short, norm in norms.items():
             if short in capture.layer_of:
                 self._norms[capture.layer_of[short]].append(norm)

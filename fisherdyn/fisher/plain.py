@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from ..model_index import ModelIndex
 from .batches import ModelCall
@@ -27,21 +26,6 @@ def call_with_weights(
         place: weight for name, weight in weights.items() for *_, place in model.owners_of(model.get_parameter(name))
     }
     return torch.func.functional_call(model.model, places, args, dict(kwargs), tie_weights=False)
-
-
-def pull_back(
-    logits: Tensor, inputs: Sequence[Tensor] | Sequence[GradientEdge], cotangent: Tensor, retain: bool
-) -> tuple[Tensor | None, ...]:
-    """The gradients in `inputs`; None for those that the logits do not depend on."""
-    try:
-        return torch.autograd.grad(logits, inputs, cotangent, retain_graph=retain, allow_unused=True)
-    except RuntimeError as error:
-        if "use_reentrant=True" not in str(error):
-            raise
-        raise ValueError(
-            "gradient checkpointing with use_reentrant=True takes gradients by backward() alone: turn it off "
-            "(model.gradient_checkpointing_disable()) or set use_reentrant=False"
-        ) from error
 
 
 class PlainPass:
@@ -70,7 +54,7 @@ class PlainPass:
     def squared_gradient(self, cotangent: Tensor, last: bool) -> Tensor:
         """||J_l^T c||^2 of the whole batch for a cotangent of about unit size: (layers,); `last` lets the graph go."""
         weights = list(self.weights.values())
-        gradients = iter(pull_back(self.logits, weights, cotangent, retain=not last))
+        gradients = iter(torch.autograd.grad(self.logits, weights, cotangent, retain_graph=not last, allow_unused=True))
         norms = torch.zeros(len(self.call.layers), dtype=torch.float64, device=self.logits.device)
         for layer, names in enumerate(self.call.layers.values()):
             used = [g for g in (next(gradients) for _ in names) if g is not None]

@@ -269,6 +269,13 @@ class Measurement:
         except NotSeparableError as error:
             if not self.method.falls_back(error):
                 raise
+        except RuntimeError as error:
+            if "use_reentrant=True" not in str(error):
+                raise
+            raise ValueError(
+                "gradient checkpointing with use_reentrant=True takes gradients by backward() alone: turn it off "
+                "(model.gradient_checkpointing_disable()) or set use_reentrant=False"
+            ) from error
         self.generator.set_state(state)
         self.check = PerExampleCheck("never", self.layers)
         return self._measure_batch(batch)
@@ -338,7 +345,7 @@ def _warn_of_zeros(names: tuple[str, ...], values: Tensor) -> None:
     if zeros := [name for name, is_zero in zip(names, (values == 0).all(dim=0).tolist(), strict=True) if is_zero]:
         warnings.warn(
             f"layer(s) {', '.join(zeros)}: tr(F) is exactly 0 in every example. As the model is now, these weights have no "
-            "part in its logits: they meet a factor that is 0 (the other half of a fresh LoRA, a closed gate), or "
-            "evaluation mode reads a tensor that was made from them before (a cache, merged weights)",
+            "part in its logits: they meet a factor that is 0 (the other half of a fresh LoRA, a closed gate), no "
+            "example comes to them (an idle expert), or evaluation mode reads a tensor that was made from them before (a cache, merged weights)",
             stacklevel=4,
         )
