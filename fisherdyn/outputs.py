@@ -223,7 +223,10 @@ def _deciding_class(model: nn.Module) -> str:
     """
     inside = getattr(model, "get_base_model", None)
     kinds = type(inside() if inside is not None else model).__mro__
-    return next(kind for kind in kinds if "forward" in vars(kind)).__name__
+    own = (
+        kind for kind in kinds if "forward" in vars(kind) and not kind.__name__.endswith("Mixin")
+    )  # as adapters.init's
+    return next(own).__name__
 
 
 def _kind_by_problem(model: nn.Module, f: Tensor, batch: Any) -> type[Likelihood] | None:

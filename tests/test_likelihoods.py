@@ -240,7 +240,7 @@ def test_is_found_from_the_model():
         "vocab_size": 20,
     }
     ids = {"input_ids": torch.randint(5, 20, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
-    choices = {key: value[:, None].repeat(1, 3, 1) for key, value in ids.items()}
+    choices = {"input_ids": torch.randint(5, 20, (2, 3, 6)), "attention_mask": torch.ones(2, 3, 6, dtype=torch.long)}
     expected = {
         transformers.BertForSequenceClassification: ("categorical", ids, {"num_labels": 3}),
         transformers.BertForTokenClassification: ("token", ids, {}),

@@ -346,6 +346,7 @@ def _warn_of_zeros(names: tuple[str, ...], values: Tensor) -> None:
         warnings.warn(
             f"layer(s) {', '.join(zeros)}: tr(F) is exactly 0 in every example. As the model is now, these weights have no "
             "part in its logits: they meet a factor that is 0 (the other half of a fresh LoRA, a closed gate), no "
-            "example comes to them (an idle expert), or evaluation mode reads a tensor that was made from them before (a cache, merged weights)",
+            "example comes to them (an idle expert), or evaluation mode reads a "
+            "tensor that was made from them before (a cache, merged weights)",
             stacklevel=4,
         )
