@@ -280,7 +280,7 @@ def test_settings_are_said_flat_and_plain():
 
 
 def test_no_such_study_of_a_task():
-    with pytest.raises(ValueError, match="no recipe for low-resource of task 'xcopa': choose one of world, "):
+    with pytest.raises(ValueError, match="no recipe for low-resource of task 'xcopa': choose one of sib200, world, "):
         find("xcopa", XLMR, recipes.LOW_RESOURCE)
 
 
