@@ -185,7 +185,7 @@ def test_the_estimator_is_checked_at_the_1st_2nd_4th_8th_record(model, monkeypat
     recorder = Recorder(model, batches(), every=1)
     for _ in range(9):
         recorder.step()
-    assert checks == ["first", "first", "never", "first", *["never"] * 3, "first", "never"]
+    assert checks == ["first", "brief", "never", "brief", *["never"] * 3, "brief", "never"]
 
 
 def test_layers_that_could_not_be_compared_are_checked_at_every_record(model, monkeypatch):
@@ -200,7 +200,7 @@ def test_layers_that_could_not_be_compared_are_checked_at_every_record(model, mo
         recorder = Recorder(model, batches(), every=1)
         for _ in range(6):
             recorder.step()
-        assert checks == ["first"] * 6
+        assert checks == ["first", *["brief"] * 5]
         recorder = Recorder(model, batches(), every=1, check="never")
         recorder.step()
     assert checks[6:] == ["never"]

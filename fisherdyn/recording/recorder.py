@@ -326,7 +326,9 @@ class Recorder:
         }
 
     def _measure(self) -> dict[str, FisherTrace]:
-        when: CheckName = "first" if self._uncompared else check_of_repeat(len(self._buffer.rows) + 1)
+        when: CheckName = check_of_repeat(len(self._buffer.rows) + 1)
+        if when == "never" and self._uncompared:
+            when = "brief"
         options: TraceOptions = {"check": when, **self._options}
         traces: dict[str, FisherTrace] = {}
         for name, loader in self._loaders.items():
