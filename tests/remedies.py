@@ -18,6 +18,9 @@ Layers = Mapping[str, Sequence[str]]
 REMEDY = re.compile(r"pass |use |load |have |set |turn |measure |method=|check=")
 
 
+ONE_BY_ONE = "Measure it in batches of one example"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a measurement.
@@ -56,8 +59,12 @@ def follow(
             return Outcome("changed", path)
         if kind != "refused":
             return Outcome("refused" if refusals and kind == "right" else kind, path)
-        if method == "vmap" and "it mixes examples" in text:
+        if method in ("loop", "vmap") and "it mixes examples" in text:
             return Outcome("mixing", path)
+        if ONE_BY_ONE in text and ONE_BY_ONE not in refusals:
+            refusals[ONE_BY_ONE] = text
+            loader = [_row(batch, i) for batch in loader for i in range(_examples(batch))]
+            continue
         if not REMEDY.search(text) or (method == "hooks" and not _names_something(text, model, layers)):
             return Outcome("vague", path)
         refusals[method + " less layers" * (method in refusals)] = text
@@ -68,7 +75,7 @@ def follow(
             expected = expected[:, [list(layers).index(layer) for layer in kept]]
             layers = kept
             continue
-        following = [m for m in ("vmap", "hooks", "batch") if f'method="{m}"' in text and m not in refusals]
+        following = [m for m in ("loop", "vmap", "hooks", "batch") if f'method="{m}"' in text and m not in refusals]
         if not following:
             return Outcome("circle", path)
         method = following[0]

@@ -19,7 +19,8 @@ from .plain import run_alone
 
 MIXES = (
     "gives other logits for an example alone than in a batch: it mixes examples (statistics of the batch, attention between "
-    "examples), and a gradient of one example does not exist; or it draws random numbers in evaluation mode"
+    "examples), and a gradient of one example does not exist, or it draws random numbers in evaluation mode. Measure it in "
+    "batches of one example, which have nothing to mix"
 )
 
 

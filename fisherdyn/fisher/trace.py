@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 from tqdm import tqdm
 
 from ..labels import LabelMode, find_labels
@@ -270,11 +271,14 @@ class Measurement:
             if not self.method.falls_back(error):
                 raise
         except RuntimeError as error:
-            if "use_reentrant=True" not in str(error):
+            if isinstance(error, CheckpointError):
+                reason = "gradient checkpointing computes frozen layers again without their gradients"
+            elif "use_reentrant=True" in str(error):
+                reason = "gradient checkpointing with use_reentrant=True takes gradients by backward() alone"
+            else:
                 raise
             raise ValueError(
-                "gradient checkpointing with use_reentrant=True takes gradients by backward() alone: turn it off "
-                "(model.gradient_checkpointing_disable()) or set use_reentrant=False"
+                f"{reason}: turn it off for the measurement, model.gradient_checkpointing_disable() in transformers"
             ) from error
         self.generator.set_state(state)
         self.check = PerExampleCheck("never", self.layers)
