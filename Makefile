@@ -8,16 +8,13 @@ PEERS := backpack-for-pytorch curvlinops-for-pytorch nngeometry opacus
 
 CORE := $(addprefix tests/test_,$(addsuffix .py,probing layers likelihoods trace recorder schedule trainer trace families zoo wirings where_others_go_wrong))
 
-.PHONY: permutations test test-nightly test-transformers5 check fuzz figures notebooks clean
+.PHONY: permutations test test-transformers5 check fuzz figures notebooks clean
 
 permutations: .venv/.run  ## the paper's schedule-permutation study on the embedded world, about 5 minutes on 2 cores
 	$(BIN)/python -m fisherdyn.sweep permutations $(ARGS)
 
 test: check  ## all that CI runs
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
-
-test-nightly: .venv/.dev  ## more of the same: every family of models
-	$(BIN)/python -m pytest -m nightly --numprocesses auto
 
 # Not vmap, which cannot map how version 5 makes its masks, and not what needs the adapters library.
 test-transformers5: .venv-transformers5/.core  ## the core with transformers 5, which the adapters library does not take yet

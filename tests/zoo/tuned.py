@@ -52,10 +52,6 @@ ADAPTERS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "unipelt": ("UniPELTConfig", {}),
 }
 """Not ReFT: it stays in float32 when its model is cast."""
-PENDING = {
-    "boft": "0.08 % off, less than the check sees: the biases of base_layer are read outside its call",
-    "layer_norms": "every layer that is found has a base_layer that peft does not call, so the remedy leaves none",
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,6 @@ class Tuned:
     library: str
     config: str
     options: Mapping[str, Any]
-    pending: str = ""
 
     def make(self) -> tuple[nn.Module, dict[str, Tensor]]:
         torch.manual_seed(3)
@@ -92,7 +87,7 @@ def _by_adapters(model: nn.Module, config: str, options: Mapping[str, Any]) -> n
 
 
 TUNED = {
-    name: Tuned(name, library, *how, pending=PENDING.get(name, ""))
+    name: Tuned(name, library, *how)
     for library, methods in (("peft", PEFT), ("adapters", ADAPTERS))
     for name, how in methods.items()
 }
