@@ -74,7 +74,6 @@ class SIB200(ClassifyingTask):
         test_examples: int | None = None,
         probe_examples: int = 64,
         batch: int = 16,
-        max_length: int | None = None,
         reduction: int = 16,
     ) -> None:
         self.source = PAPERS.get(source, source)
@@ -91,7 +90,6 @@ class SIB200(ClassifyingTask):
             test_examples=test_examples,
             probe_examples=probe_examples,
             batch=batch,
-            max_length=max_length,
             reduction=reduction,
         )
         self.coordinates = {
