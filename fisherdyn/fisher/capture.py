@@ -144,8 +144,11 @@ class LayerCapture:
         if len(a) != len(d):
             raise NotSeparableError(f"module {self.name!r} has other rows in its output than in its input")
         owner = examples_of_rows(d, tagged, factors, self.name)
-        if order.sorted is not False:
-            order.sorted = is_sorted(owner, len(factors))
+        if not is_sorted(owner, len(factors)):
+            order.sorted = False
+            order.ragged.add(self.name)  # also where it sees as many rows as there are examples, by chance
+        elif order.sorted is None:
+            order.sorted = True
         return regroup(a, owner, len(factors)), regroup(d, owner, len(factors))
 
     def signature(self, examples: int) -> Hashable:

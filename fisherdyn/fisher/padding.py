@@ -9,17 +9,20 @@ from torch import Tensor
 
 from ..labels import widen
 from ..likelihoods import LIKELIHOODS
-from .batches import Batch, ModelCall, rows_of, trim_padding
+from .batches import Batch, ModelCall, rows_of
 from .plain import PlainPass
+
+MOST_TRIED = 8
 
 
 class NeutralPadding:
     """Tries on the model itself whether columns that no example attends to change a measurement, and remembers it.
 
     A model's class does not tell: gates and heads may average over positions, prompts may come before the text, hooks may do
-    anything. And logits alone do not tell either, where a fresh adapter adds nothing to them yet. So the shortest text of a
-    batch, which has the most padding, is pulled back with all of it and with none, and must have the same cotangent and the
-    same squared gradient in every layer.
+    anything. And logits alone do not tell either, where a fresh adapter adds nothing to them yet. So a few texts of a batch,
+    from the shortest to the longest, are pulled back with the columns and without, and must have the same cotangents and
+    together the same squared gradient in every layer. One text could be the same by chance: attention to a single token
+    is the same from every position, and a maximum may not be at the padding.
 
     What was tried holds for batches with the same keys, and numbers of columns between those that were tried: rotary
     frequencies or sparse attention may set in with the length. Batches of a model that fails are measured as they are.
@@ -27,7 +30,7 @@ class NeutralPadding:
     Args:
         call_of: a batch -> the call of the model that it becomes.
 
-    Cost: two plain forward and backward passes of one example, seldom more than once a measurement.
+    Cost: two plain forward and backward passes of up to 8 examples, seldom more than once a measurement.
     """
 
     def __init__(self, call_of: Callable[[Batch], ModelCall]) -> None:
@@ -43,15 +46,12 @@ class NeutralPadding:
         low, high = self._tried.get(keys, (few, few))
         if low <= few and many <= high:
             return True
-        lengths = long["attention_mask"].flatten(1).sum(dim=1)
-        padded = rows_of(long, lengths.argmin()[None])
-        whole = trim_padding(padded)
-        fewest = whole["input_ids"].shape[-1]
-        if fewest > few or not self._same(whole, padded):  # a text without a single token cannot be cut
+        rows = _of_all_lengths(long["attention_mask"])
+        if not self._same(rows_of(short, rows), rows_of(long, rows)):
             self._changes.add(keys)
             return False
-        overlap = fewest <= high and low <= many
-        self._tried[keys] = (min(low, fewest), max(high, many)) if overlap else (fewest, many)
+        overlap = few <= high and low <= many
+        self._tried[keys] = (min(low, few), max(high, many)) if overlap else (few, many)
         return True
 
     def _same(self, short: Batch, long: Batch) -> bool:
@@ -72,6 +72,12 @@ class NeutralPadding:
         f = widen(forward.logits.detach())
         cotangent = likelihood.mixed(f, torch.ones_like(f), batch)
         return cotangent.to(forward.logits.dtype), forward.squared_gradients([cotangent])[0, 0]
+
+
+def _of_all_lengths(mask: Tensor) -> Tensor:
+    """Up to `MOST_TRIED` rows, from the shortest text to the longest."""
+    order = mask.flatten(1).sum(dim=1).argsort()
+    return order[torch.linspace(0, len(order) - 1, min(MOST_TRIED, len(order)), device=order.device).long()]
 
 
 def _agree(c: Tensor, norms: Tensor, c_long: Tensor, norms_long: Tensor) -> bool:
