@@ -109,8 +109,11 @@ def test_of_a_large_batch_some_examples_are_run_alone(monkeypatch):
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
     model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
     fisher_trace(model, [torch.randn(100, 6)] * 3)
-    assert sizes.count(1) == 32 + 3  # and three for gradients
+    assert sizes.count(1) == 32 + 2  # and two for gradients
     assert sizes.count(100) == 3
+    sizes.clear()
+    fisher_trace(model, [torch.randn(100, 6)], check="brief")
+    assert sizes.count(1) == 4 + 2
 
 
 class Grouped(nn.Module):

@@ -82,9 +82,9 @@ LAYERS = {name: (f"{name}.weight", f"{name}.bias") for name in ("0", "2")}
 
 @pytest.fixture
 def compared(monkeypatch):
-    """Grows by one for every example that is run alone."""
-    made, plain = [], check._norms_alone
-    monkeypatch.setattr(check, "_norms_alone", lambda *args: made.append(1) or plain(*args))
+    """Grows by one for every example whose gradient is taken alone."""
+    made, plain = [], check.run_alone
+    monkeypatch.setattr(check, "run_alone", lambda *args: made.append(1) or plain(*args))
     return made
 
 
@@ -119,7 +119,7 @@ def test_modules_that_are_called_otherwise_are_compared_too(compared):
 
 def test_an_unknown_check_is_refused():
     model, x = _small()
-    with pytest.raises(ValueError, match="unknown check='second': choose one of first, always, never"):
+    with pytest.raises(ValueError, match="unknown check='second': choose one of first, brief, always, never"):
         fisher_trace(model, [x], check="second")
 
 
