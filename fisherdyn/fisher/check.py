@@ -105,7 +105,7 @@ class PerExampleCheck:
         unit, measured = _largest_cotangents(cotangents, norms)
         unit = unit.to(forward.logits.dtype)
         largest, middle = int(measured.sum(dim=1).argmax()), len(measured) // 2
-        alone = {i: run_alone(call, i) for i in (largest, middle)}
+        alone = {i: run_alone(call, i) for i in {largest, middle}}
         truth = {i: plain.squared_gradient(unit[i : i + 1], last=False) for i, plain in alone.items()}
         form = _form(call)
         if self.when == "always" or form not in self._forms:
