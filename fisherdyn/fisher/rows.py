@@ -48,6 +48,8 @@ def is_sorted(owner: Tensor, examples: int) -> bool:
 def tags(examples: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(examples,) factors, each the same multiple of the one before: in powers they are easier told apart than in steps."""
     octaves = _OCTAVES.get(dtype, 60.0)
+    if examples - 1 <= octaves:
+        octaves = octaves // max(1, examples - 1) * (examples - 1)  # powers of two, which rounding does not change
     return torch.logspace(0, octaves, examples, base=2.0, dtype=torch.float64, device=device)
 
 
