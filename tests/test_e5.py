@@ -288,7 +288,7 @@ def test_a_short_study_of_real_languages(few, tmp_path, monkeypatch, capsys):
     assert np.isfinite(ds["metric"]).all()
     assert ((ds["fisher_trace"] > 0) & np.isfinite(ds["fisher_trace"])).all()
     assert ds["tuning"].values.tolist() == ["task_adapter"]
-    assert "| top-down | Ada+GU | all |" in said
+    assert "| top-down | Ada+GU | 16 |" in said
     assert ds["selected"].values[0].tolist() == [*range(11, 0, -1), 0]
 
     assert command(["--task", "sib200", "--data", str(few), "--languages", "de,sw,zh"]) == 0
