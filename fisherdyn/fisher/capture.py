@@ -140,17 +140,10 @@ class LayerCapture:
         a, d = self.rule.inputs(self.module, a), self.rule.gradients(self.module, d)
         if tagged is None or factors is None:
             return a, d
-        whole = a, d
         a, d, tagged = (x.flatten(0, 1) for x in (a, d, tagged))
         if len(a) != len(d):
             raise NotSeparableError(f"module {self.name!r} has other rows in its output than in its input")
-        try:
-            owner = examples_of_rows(d, tagged, factors, self.name)
-        except NotSeparableError:
-            if len(whole[0]) % len(factors) or self.name in order.ragged:
-                raise
-            # Rounding may hide whose they are. They are taken as one example after the other, which the check looks at.
-            return whole
+        owner = examples_of_rows(d, tagged, factors, self.name)
         if not is_sorted(owner, len(factors)):
             order.sorted = False
             order.ragged.add(self.name)  # also where it sees as many rows as there are examples, by chance
