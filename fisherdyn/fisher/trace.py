@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TypedDict
@@ -135,7 +136,8 @@ def fisher_trace(
             that do not get there are named in the result's `imprecise`.
         enough: stop as soon as it says so; asked after every pass with what there is: `.values`, `.examples`, `.batches`.
         check: compare a batch with its examples alone, and two of these with plain autograd, in the "first" batch, "always"
-            in every batch, or "never"; see `fisher.check`. Only method="hooks" needs it.
+            in every batch, or "never"; "brief": in the first batch, with fewer examples. See `fisher.check`. Only
+            method="hooks" needs it.
         generator: of label noise; default: a new one of seed 0, apart in every process.
         progress: show a bar, with the relative standard error of the worst layer.
 
@@ -265,24 +267,15 @@ class Measurement:
     def _rows_of_batch(self, batch: Batch) -> Tensor:
         """Once more, with the same label noise, where the method found another way for batches like this one."""
         state = self.generator.get_state()
-        try:
+        with _checkpointing_is_refused():
+            try:
+                return self._measure_batch(batch)
+            except NotSeparableError as error:
+                if not self.method.falls_back(error):
+                    raise
+            self.generator.set_state(state)
+            self.check = PerExampleCheck("never", self.layers)
             return self._measure_batch(batch)
-        except NotSeparableError as error:
-            if not self.method.falls_back(error):
-                raise
-        except RuntimeError as error:
-            if isinstance(error, CheckpointError):
-                reason = "gradient checkpointing computes frozen layers again without their gradients"
-            elif "use_reentrant=True" in str(error):
-                reason = "gradient checkpointing with use_reentrant=True takes gradients by backward() alone"
-            else:
-                raise
-            raise ValueError(
-                f"{reason}: turn it off for the measurement, model.gradient_checkpointing_disable() in transformers"
-            ) from error
-        self.generator.set_state(state)
-        self.check = PerExampleCheck("never", self.layers)
-        return self._measure_batch(batch)
 
     def _measure_batch(self, batch: Batch) -> Tensor:
         """Take a batch, run the model, draw cotangents, take per-example norms: (examples, layers)."""
@@ -298,6 +291,23 @@ class Measurement:
 
     def _call_of(self, batch: Batch) -> ModelCall:
         return ModelCall(self.model, self.layers, self.reader, batch, *inputs_of(batch, self.device))
+
+
+@contextmanager
+def _checkpointing_is_refused() -> Iterator[None]:
+    """In words, where checkpointing does not let gradients be taken."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, CheckpointError):
+            reason = "gradient checkpointing computes frozen layers again without their gradients"
+        elif "use_reentrant=True" in str(error):
+            reason = "gradient checkpointing with use_reentrant=True takes gradients by backward() alone"
+        else:
+            raise
+        raise ValueError(
+            f"{reason}: turn it off for the measurement, model.gradient_checkpointing_disable() in transformers"
+        ) from error
 
 
 def _validate_options(num_batches: Any, target_se: Any, generator: Any) -> None:
